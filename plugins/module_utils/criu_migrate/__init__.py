@@ -1,0 +1,1 @@
+"""What the modules, the action plugins and the guards of criu.migrate share."""
