@@ -1,0 +1,181 @@
+"""Check a user's parameters all at once and give them their types."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: migration_parameters
+short_description: Check the parameters of a migration and give them their types
+description:
+  - Reads the options of the role C(migration) and of the role of the chosen workload, takes their values from
+    extra variables and from the inventory, and refuses what is unknown, misspelt, out of range, not built yet
+    or reserved by Ansible. Every problem is listed at once. Changes nothing.
+  - Runs on the control node.
+options:
+  also_known:
+    description: Names of further extra variables that the calling playbook reads.
+    type: list
+    elements: str
+    default: []
+  nodes:
+    description: Whether the groups C(source) and C(destination) must have one host each.
+    type: bool
+    default: true
+"""
+
+EXAMPLES = r"""
+- name: Check the parameters
+  migration_parameters:
+  register: parameters_checked
+
+- name: Keep them
+  ansible.builtin.set_fact:
+    migration: "{{ parameters_checked.migration }}"
+"""
+
+RETURN = r"""
+migration:
+  description:
+    - Every parameter with its type, besides C(run_id), C(results_name) and C(workload) (C(name), C(params)).
+    - Durations are seconds, sizes are bytes. What was not given and has no default is null.
+  returned: success
+  type: dict
+"""
+
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
+from ansible.vars.reserved import get_reserved_names
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import nodes, parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+ALIASES = {"predump": "precopy", "lazy": "postcopy"}
+
+
+def load_spec(role: str) -> parameters.Spec:
+    """Return the options, ranges and orders of a role of this collection."""
+    folder = ROOT / "roles" / role
+    specs = yaml.safe_load((folder / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+    more: dict[str, Any] = {}
+    if (folder / "vars" / "main.yml").is_file():
+        more = yaml.safe_load((folder / "vars" / "main.yml").read_text(encoding="utf-8")) or {}
+    options = specs["argument_specs"]["main"].get("options", {})
+    return parameters.Spec(options, more.get(f"{role}_ranges", {}), more.get(f"{role}_orders", ()))
+
+
+def load_workloads() -> dict[str, parameters.Spec]:
+    """Return the spec of every workload that there is a role for, by name."""
+    found = sorted((ROOT / "roles").glob("workload_*/meta/argument_specs.yml"))
+    return {path.parents[1].name.removeprefix("workload_"): load_spec(path.parents[1].name) for path in found}
+
+
+class ActionModule(ActionBase):
+    """Validation on the control node, without a connection."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the fact ``migration``, or fail with every problem that was found."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec({
+            "also_known": {"type": "list", "elements": "str", "default": []},
+            "nodes": {"type": "bool", "default": True},
+        })
+        variables = task_vars or {}
+        problems, migration = self._check(arguments, variables)
+        if problems:
+            lines = "\n".join(f"  - {problem}".replace("\n", "\n    ") for problem in problems)
+            many = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+            return {**result, "failed": True, "problems": problems,
+                    "msg": f"{many} with what you asked for; nothing was started:\n{lines}"}
+        return {**result, "changed": False, "migration": migration}
+
+    def _check(
+        self, arguments: Mapping[str, Any], variables: Mapping[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        common, workloads = load_spec("migration"), load_workloads()
+        common = parameters.Spec(common.options, {**parameters.RANGES, **common.ranges}, common.orders)
+        name, problems = self._workload(common, workloads, variables)
+        chosen = workloads[name] if name in workloads else parameters.Spec({})
+        others = {other: spec.options for other, spec in workloads.items() if other != name}
+        known = [*common.options, *chosen.options, *arguments["also_known"], *self._role_options()]
+        if name not in workloads:
+            known += [option for options in others.values() for option in options]
+        extra = load_extra_vars(self._loader)
+        problems += parameters.check_names(extra, known, get_reserved_names(), others, name)
+        given = self._given([*common.options, *chosen.options], variables)
+        checked = parameters.check_spec(common, {**given, "workload": name or "-"}, "A migration")
+        problems += checked.problems + parameters.check_common(checked.values, given)
+        of_workload = parameters.check_spec(chosen, given, f"workload={name}")
+        problems += of_workload.problems
+        groups = variables.get("groups", {})
+        if arguments["nodes"]:
+            problem = str(variables.get("criu_nodes_problem", ""))
+            addresses = self._addresses(groups, variables.get("hostvars", {}))
+            problems += nodes.check_pair(groups, addresses, problem)
+        problems += _client(checked.values, groups)
+        if problems:
+            return problems, {}
+        return [], _finish(checked.values, str(name), of_workload.values)
+
+    def _workload(
+        self, common: parameters.Spec, workloads: Mapping[str, Any], variables: Mapping[str, Any]
+    ) -> tuple[str | None, list[str]]:
+        value = self._given(["workload"], variables).get("workload")
+        one_of = f"One of: {', '.join(sorted(workloads))}."
+        if value is None or str(value).strip() == "":
+            what = parameters.first_sentence(common.options["workload"])
+            return None, [f"workload is missing: {what} {one_of}"]
+        if str(value) not in workloads:
+            hint = parameters.did_you_mean(str(value), workloads) or "."
+            shown = parameters.shown(value)
+            return str(value), [f"workload={shown}: there is no such workload{hint} {one_of}"]
+        return str(value), []
+
+    def _given(self, names: list[str], variables: Mapping[str, Any]) -> dict[str, Any]:
+        found = {name: variables[name] for name in names if name in variables}
+        return {name: self._templar.template(value) for name, value in found.items()}
+
+    def _addresses(self, groups: Mapping[str, Any], hostvars: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        names = {*groups.get("source", ()), *groups.get("destination", ())}
+        wanted = ("ansible_host", "ansible_port")
+        return {name: {key: hostvars[name][key] for key in wanted if key in hostvars[name]} for name in names}
+
+    def _role_options(self) -> list[str]:
+        """Return the options of the roles that prepare nodes: they may be set beside a migration's own."""
+        roles = [path.parents[1].name for path in (ROOT / "roles").glob("*/meta/argument_specs.yml")]
+        return [option for role in roles if role != "migration" and not role.startswith("workload_")
+                for option in load_spec(role).options]
+
+
+def _client(values: dict[str, Any], groups: Mapping[str, Any]) -> list[str]:
+    """Settle ``client``: is there a third host that drives the workload?"""
+    there = bool(groups.get("client"))
+    if values.get("client") == "true" and not there:
+        return ["client=true: the inventory has no host in the group client."]
+    values["client"] = there and values.get("client") != "false"
+    return []
+
+
+def _finish(values: dict[str, Any], name: str, params: dict[str, Any]) -> dict[str, Any]:
+    now = time.gmtime()
+    strategy = ALIASES.get(values["migration_strategy"], values["migration_strategy"])
+    run_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S', now)}-{secrets.token_hex(2)}"
+    return {
+        **values,
+        "run_id": run_id,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        "results_name": f"{name}_{time.strftime('%Y%m%d_%H%M%S', now)}",
+        "results_dir": str(Path.cwd() / Path(values["results_dir"]).expanduser()),
+        "workload": {"name": name, "params": params},
+        "migration_strategy": strategy,
+        "experiment_name": values["experiment_name"] or f"{name}-{strategy}",
+        "working_dir": values["working_dir"] or f"/srv/criu-migrate/{run_id}",
+    }
