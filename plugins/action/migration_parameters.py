@@ -93,7 +93,7 @@ class ActionModule(ActionBase):
         if problems:
             lines = "\n".join(f"  - {problem}".replace("\n", "\n    ") for problem in problems)
             many = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-            return {**result, "failed": True, "problems": problems,
+            return {**result, "failed": True,
                     "msg": f"{many} with what you asked for; nothing was started:\n{lines}"}
         return {**result, "changed": False, "migration": migration}
 

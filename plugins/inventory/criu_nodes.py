@@ -9,8 +9,8 @@ description:
   - Finds the two nodes in the first of these places that names any. C(SOURCE_NODE_IP) and C(DEST_NODE_IP) in
     the environment; a C(servers.yaml) as Terraform writes it; the inventory of the lab.
   - Makes the groups C(source), C(destination) and C(all_nodes), the last with one child group a zone.
-  - Where none of the three is there, or one is broken, the groups are empty, so that playbooks that need no node
-    can run. The variable C(criu_nodes_problem) then says what is wrong.
+  - Where none of the three is there, or one is broken, the groups are empty, so that playbooks that need no
+    node can run. The variable C(criu_nodes_problem) then says what is wrong.
 options:
   plugin:
     description: The name of this plugin.
@@ -84,7 +84,7 @@ class InventoryModule(BaseInventoryPlugin):
         return isinstance(data, dict) and data.get("plugin") in (self.NAME, "criu_nodes")
 
     def parse(self, inventory: InventoryData, loader: DataLoader, path: str, cache: bool = True) -> None:
-        """Fill the inventory. What is wrong goes into a variable: a failure here would only try other plugins."""
+        """Fill the inventory. What is wrong goes into a variable: a failure would only try other plugins."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         for group in ("source", "destination", "all_nodes"):

@@ -1,0 +1,116 @@
+"""Ansible's usual output, a failure shown once, signs of life in long tasks, the summary at the end."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: criu_migrate
+type: stdout
+short_description: Usual output, signs of life in long tasks, and a migration's summary at the end
+description:
+  - What the callback C(default) shows, except that a failure is shown once, in lines as they were written.
+  - Says every O(progress_interval) seconds which task is still running.
+  - Shows the summaries that C(migration_results) returned after the recap.
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+options:
+  progress_interval:
+    description: Seconds after which a running task shows a sign of life, again and again; 0 shows none.
+    type: float
+    default: 20
+    env:
+      - name: CRIU_MIGRATE_PROGRESS_INTERVAL
+    ini:
+      - section: callback_criu_migrate
+        key: progress_interval
+"""
+
+import os
+import threading
+import time
+from typing import Any
+
+from ansible.plugins.callback.default import CallbackModule as DefaultCallback
+
+
+OURS = ("assert", "criu_", "fail", "guard", "lab_", "migration_", "workload_")
+
+
+class Ticker:
+    """Writes a line every so many seconds while something runs.
+
+    It writes with os.write: Ansible forks, and a lock of the display that this thread holds would stay held for
+    ever in the child.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self._what = ""
+        self._since = 0.0
+        self._changed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, what: str) -> None:
+        """Take ``what`` for the thing that runs from now on; nothing runs where it is empty."""
+        self._what, self._since = what, time.monotonic()
+        self._changed.set()
+        if what and self.interval > 0 and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            if self._changed.wait(self.interval):
+                self._changed.clear()
+            elif self._what:
+                seconds = time.monotonic() - self._since
+                os.write(1, f"... still running after {seconds:.0f} s: {self._what}\n".encode())
+
+
+class CallbackModule(DefaultCallback):
+    """The output of the playbooks of this collection."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "criu.migrate.criu_migrate"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._summaries: list[str] = []
+        self._ticker = Ticker(0)
+
+    def set_options(self, *arguments: Any, **options: Any) -> None:
+        """Take the options from Ansible."""
+        super().set_options(*arguments, **options)
+        self._ticker.interval = self.get_option("progress_interval")
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Begin to watch the task."""
+        super().v2_playbook_on_task_start(task, is_conditional)
+        self._ticker.begin(task.get_name())
+
+    def v2_playbook_on_handler_task_start(self, task: Any) -> None:
+        """Begin to watch the handler."""
+        super().v2_playbook_on_handler_task_start(task)
+        self._ticker.begin(task.get_name())
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Keep a summary for the end."""
+        summary = result.result.get("summary")
+        if summary and result.task.action.rpartition(".")[2] == "migration_results":
+            self._summaries.append(str(summary))
+        super().v2_runner_on_ok(result)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Show a failure of ours once: its message says everything, the exception would repeat it."""
+        action = result.task.action.rpartition(".")[2]
+        if self._display.verbosity == 0 and result.result.get("msg") and action.startswith(OURS):
+            result.result.pop("exception", None)
+        super().v2_runner_on_failed(result, ignore_errors)
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Show the recap, then the summaries."""
+        self._ticker.begin("")
+        super().v2_playbook_on_stats(stats)
+        for summary in self._summaries:
+            self._display.display(summary)
