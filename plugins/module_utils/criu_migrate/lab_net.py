@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
+import time
 import zlib
 from typing import Iterable, Optional
 
 from .errors import MigrationError
-from .lab_kernel import MNT_DETACH, umount
+from .lab_kernel import CLONE_NEWNET, MNT_DETACH, setns, umount
 
 BRIDGE = "bridge"
 HUB_HOST = 1
@@ -152,3 +154,29 @@ def set_link(pin: str, name: str, state: str) -> bool:
         return False
     inside(pin, ["ip", "link", "set", name, state])
     return True
+
+
+def socket_inside(netns: str) -> socket.socket:
+    """A TCP socket that lives in another network namespace; this process stays where it is."""
+    own = f"/proc/self/fd/{os.open('/proc/self/ns/net', os.O_RDONLY | os.O_CLOEXEC)}"
+    setns(netns, CLONE_NEWNET)
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    finally:
+        setns(own, CLONE_NEWNET)
+        os.close(int(own.rsplit("/", 1)[1]))
+
+
+def greeted(netns: str, host: str, port: int, limit: float) -> bool:
+    """Whether an SSH server greets at this address within `limit` seconds; netns "" is the caller's own."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        with socket_inside(netns) if netns else socket.socket() as probe:
+            probe.settimeout(max(0.1, deadline - time.monotonic()))
+            try:
+                probe.connect((host, port))
+                if probe.recv(4) == b"SSH-":
+                    return True
+            except OSError:
+                time.sleep(0.02)  # nothing tells another network namespace that a port is listened on
+    return False

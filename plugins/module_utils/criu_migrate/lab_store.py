@@ -11,7 +11,6 @@ from typing import Any, Optional
 
 from . import lab_cgroups, lab_net, lab_node
 from .errors import MigrationError
-from .lab_kernel import MNT_DETACH, umount
 from .proc import Proc
 
 RUN_ROOT = "/run/criu-migrate-lab"
@@ -60,25 +59,32 @@ class Lab:
         subnet = int(self.record["subnet"])
         return {name: lab_net.address(subnet, int(host)) for name, host in self.record["hosts"].items()}
 
-    def ensure_network(self, nodes: int, rate: str) -> bool:
+    def planned(self, nodes: int, rate: str, image: str) -> dict[str, Any]:
+        """The record of the lab as it is asked for; the addresses of one that exists stay."""
+        subnet = self.record.get("subnet")
+        if subnet is None:
+            subnet = lab_net.choose_subnet(self.name, taken_subnets(self.name))
+        hosts = planned_hosts(nodes)
+        return {"name": self.name, "subnet": subnet, "rate": rate, "image": image, "hosts": hosts}
+
+    def ensure_network(self, nodes: int, rate: str, image: str) -> bool:
         """The namespace, bridge and record of a lab with so many nodes; True when something was changed.
 
-        Nodes that are no longer asked for are removed; a changed rate reaches the running nodes.
+        Nodes that are no longer asked for are removed, and all of them when the image is another one, as an
+        overlay must not change under its upper layer. A changed rate reaches the running nodes.
         """
         for folder in (RUN_ROOT, DISK_ROOT, self.run, self.disk):
             os.makedirs(folder, 0o755, exist_ok=True)
-        record = {
-            "name": self.name,
-            "subnet": self.record.get("subnet", lab_net.choose_subnet(self.name, taken_subnets(self.name))),
-            "rate": rate,
-            "hosts": planned_hosts(nodes),
-        }
-        dropped = [name for name in self.record.get("hosts", {}) if name not in record["hosts"]]
+        record = self.planned(nodes, rate, image)
+        other_image = self.record.get("image", image) != image
+        for name in self.record.get("hosts", {}):
+            if other_image or name not in record["hosts"]:
+                self.remove_node(name)
         rate_changed = self.record.get("rate", rate) != rate
-        for name in dropped:
-            self.remove_node(name)
         changed = self._save(record)
         changed = lab_net.create_hub(self.pin, int(record["subnet"])) or changed
+        for name in record["hosts"]:
+            self.host_key(name)
         if rate_changed:
             for name in self.hosts():
                 init = self.init_of(name)
@@ -96,13 +102,23 @@ class Lab:
         init = self.init_of(node)
         return init is not None and init.alive()
 
-    def start_node(self, node: str, image: str, authorized_key: str) -> bool:
-        """Power a node on; its disk is what it was, or new. False when it was on."""
+    def known(self, node: str) -> None:
+        """Raise MigrationError unless the lab has such a node."""
+        hosts = self.record.get("hosts", {})
+        if node not in hosts:
+            has = f"it has {', '.join(hosts)}" if hosts else "it does not exist"
+            raise MigrationError(f"The lab {self.name} has no node {node!r}: {has}.", "See playbooks/lab.yml.")
+
+    def start_node(self, node: str, authorized_key: str) -> bool:
+        """Power a node on; its disk is what it was, or new. False when it was on.
+
+        Returns when its sshd answers. The key is kept for later starts, which need not give it.
+        """
+        self.known(node)
         if self.running(node):
             return False
-        if node not in self.record.get("hosts", {}):
-            raise MigrationError(f"The lab {self.name} has no node {node!r}.", "Run playbooks/lab.yml.")
         lab_cgroups.remove(self._cgroup(node))
+        apply_sysctls(self.record["image"])
         layers = os.path.join(self.disk, node)
         mount_point = os.path.join(self.run, f"{node}.root")
         for folder in (layers, f"{layers}/upper", f"{layers}/work", mount_point):
@@ -110,7 +126,7 @@ class Lab:
         spec = lab_node.Spec(
             name=node,
             hostname=node,
-            image=image,
+            image=self.record["image"],
             mount_point=mount_point,
             command=["/usr/sbin/sshd", "-D", "-e"],
             layers=layers,
@@ -123,6 +139,12 @@ class Lab:
         with open(self._pid_file(node), "w", encoding="ascii") as handle:
             handle.write(f"{init.pid} {init.start}\n")
         return True
+
+    def wait_ssh(self, node: str, limit: float) -> None:
+        """Wait until the node's sshd greets, at most `limit` seconds."""
+        if not lab_net.greeted(self.pin, self.hosts()[node], 22, limit):
+            log = os.path.join(self.disk, node, "upper/var/log/console.log")
+            raise MigrationError(f"No sshd answers on {node} within {limit:g} s.", f"Its messages are in {log}.")
 
     def stop_node(self, node: str) -> bool:
         """Cut a node's power; its disk stays. False when it was off."""
@@ -162,11 +184,17 @@ class Lab:
         public = self.host_key(node)
         with open(os.path.join(self.disk, node, "ssh_host_ed25519_key"), "rb") as handle:
             private = handle.read()
+        keys = os.path.join(self.disk, "authorized_keys")
+        if authorized_key:
+            with open(keys, "w", encoding="ascii") as handle_text:
+                handle_text.write(authorized_key.strip() + "\n")
+        with open(keys, "rb") as handle:
+            authorized = handle.read()
         names = "".join(f"{address} {name}\n" for name, address in self.hosts().items())
         return [
             ("/etc/ssh/ssh_host_ed25519_key", 0o600, 0, private),
             ("/etc/ssh/ssh_host_ed25519_key.pub", 0o644, 0, f"{public}\n".encode()),
-            (f"/home/{USER}/.ssh/authorized_keys", 0o600, USER_ID, f"{authorized_key}\n".encode()),
+            (f"/home/{USER}/.ssh/authorized_keys", 0o600, USER_ID, authorized),
             ("/etc/hosts", 0o644, 0, f"127.0.0.1 localhost\n::1 localhost\n{names}".encode()),
             ("/etc/hostname", 0o644, 0, f"{node}\n".encode()),
         ]
@@ -184,6 +212,8 @@ class Lab:
             if os.path.isdir(folder):
                 shutil.rmtree(folder)
                 changed = True
+        if not (os.path.isdir(DISK_ROOT) and os.listdir(DISK_ROOT)):
+            restore_sysctls()
         for folder in (RUN_ROOT, DISK_ROOT):
             try:
                 os.rmdir(folder)
@@ -228,9 +258,52 @@ def make_key(path: str, comment: str) -> None:
         raise MigrationError(f"ssh-keygen failed: {done.stderr.strip()}", "Install openssh-client on this host.")
 
 
-def unmount_below(folder: str) -> None:
-    """Undo mounts that an interrupted run may have left below `folder` in this mount namespace."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
-        points = [line.split()[4] for line in handle]
-    for point in sorted((p for p in points if p.startswith(folder + "/")), key=len, reverse=True):
-        umount(point, MNT_DETACH)
+SYSCTLS_BEFORE = os.path.join(RUN_ROOT, "sysctls.json")  # in /run: a reboot resets the settings, and this
+
+
+def _sysctl_path(name: str) -> str:
+    return "/proc/sys/" + name.replace(".", "/")
+
+
+def wanted_sysctls(text: str) -> dict[str, str]:
+    """The settings in the text of a sysctl.d file."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and line.strip()[0] not in "#;")
+    return {name.strip().lstrip("-"): value.strip() for name, value in pairs}
+
+
+def apply_sysctls(image: str) -> None:
+    """What a machine does at boot with its sysctl.d: these settings hold for the whole host, so note the old ones.
+
+    Only what the project's own roles put into the image counts; a maximum is never lowered.
+    """
+    folder = os.path.join(image, "etc/sysctl.d")
+    before: dict[str, str] = {}
+    if os.path.exists(SYSCTLS_BEFORE):
+        with open(SYSCTLS_BEFORE, encoding="ascii") as handle:
+            before = json.load(handle)
+    for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        if "criu-migrate" not in file:
+            continue
+        with open(os.path.join(folder, file), encoding="utf-8") as handle:
+            wanted = wanted_sysctls(handle.read())
+        for name, value in wanted.items():
+            with open(_sysctl_path(name), encoding="ascii") as handle:
+                current = handle.read().strip()
+            if current != value and not ("max" in name and int(current) > int(value)):
+                before.setdefault(name, current)
+                with open(SYSCTLS_BEFORE, "w", encoding="ascii") as handle:
+                    json.dump(before, handle)
+                with open(_sysctl_path(name), "w", encoding="ascii") as handle:
+                    handle.write(value)
+
+
+def restore_sysctls() -> None:
+    """Give the host its own settings back, when the last lab goes."""
+    if not os.path.exists(SYSCTLS_BEFORE):
+        return
+    with open(SYSCTLS_BEFORE, encoding="ascii") as handle:
+        before = json.load(handle)
+    for name, value in before.items():
+        with open(_sysctl_path(name), "w", encoding="ascii") as handle:
+            handle.write(value)
+    os.unlink(SYSCTLS_BEFORE)

@@ -1,0 +1,299 @@
+"""The only place that builds a criu command line and runs it, for modules and guards alike."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from . import proc
+from .errors import CriuError
+
+TAIL_LINES = 20
+# A small shell keeps the exit code on disk: a guard that is started again can still learn how its criu ended.
+_KEEP_RC = '"$@"; rc=$?; echo $rc > "$0.new"; mv "$0.new" "$0"; exit $rc'
+
+
+@dataclass
+class Options:
+    """What dump and restore have to agree on; the names are criu's own."""
+
+    tcp_established: bool = True
+    tcp_close: bool = False
+    file_locks: bool = True
+    ext_unix_sk: bool = True
+    link_remap: bool = True
+    shell_job: bool = False
+    ghost_limit: int = 64 * 1024 * 1024
+    network_lock: str = "nftables"
+    extra: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Options:
+        known = {name: data[name] for name in cls.__dataclass_fields__ if data.get(name) is not None}
+        return cls(**known)
+
+    def argv(self, action: str) -> list[str]:
+        words = ["--network-lock", self.network_lock]
+        for name in ("file_locks", "ext_unix_sk", "shell_job"):
+            if getattr(self, name):
+                words.append("--" + name.replace("_", "-"))
+        if self.tcp_close:
+            words.append("--tcp-close")
+        elif self.tcp_established:
+            words.append("--tcp-established")
+        if action == "dump":
+            if self.link_remap:
+                words.append("--link-remap")
+            words += ["--ghost-limit", str(self.ghost_limit)]
+        return words + self.extra
+
+
+@dataclass
+class Tls:
+    """PEM files of one run for CRIU's --tls; names are not checked, since they would have to be DNS names."""
+
+    ca: str
+    cert: str
+    key: str
+
+    def argv(self) -> list[str]:
+        return ["--tls", "--tls-cacert", self.ca, "--tls-cert", self.cert, "--tls-key", self.key, "--tls-no-cn-verify"]
+
+
+@dataclass
+class PageServer:
+    """Where pages go: a connected socket handed over as a descriptor, or an address and a port."""
+
+    fd: Optional[int] = None
+    address: str = ""
+    port: int = 0
+    tls: Optional[Tls] = None
+
+    def argv(self, client: bool) -> list[str]:
+        words = ["--page-server"] if client else []
+        if self.fd is not None:
+            words += ["--ps-socket", str(self.fd)]
+        else:
+            words += ["--address", self.address] if self.address else []
+            words += ["--port", str(self.port)]
+        return words + (self.tls.argv() if self.tls else [])
+
+
+@dataclass
+class Result:
+    """How one criu command ended; seconds is its wall time."""
+
+    cmd: list[str]
+    rc: int
+    seconds: float
+    log: str
+    log_tail: str
+    stderr: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "cmd": self.cmd,
+            "rc": self.rc,
+            "seconds": self.seconds,
+            "log": self.log,
+            "log_tail": self.log_tail,
+            "stderr": self.stderr,
+        }
+
+
+def tail(path: str, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, errors of the part before them first; '' when it cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            text = handle.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line for line in text[:-lines] if "Error" in line][-lines:]
+    return "\n".join(errors + text[-lines:])
+
+
+class Job:
+    """A criu command that outlives whoever started it and can be taken over by a later guard."""
+
+    def __init__(self, name: str, folder: str, cmd: list[str], pid: int, start: int, log: str, began: float) -> None:
+        self.name = name
+        self.folder = folder
+        self.cmd = cmd
+        self.log = log
+        self.began = began  # CLOCK_REALTIME, as a restarted guard has another idea of monotonic starts
+        self.shell = proc.Proc(pid, start)
+        self._child: Optional[subprocess.Popen[bytes]] = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "folder": self.folder,
+            "cmd": self.cmd,
+            "pid": self.shell.pid,
+            "start": self.shell.start,
+            "log": self.log,
+            "began": self.began,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        return cls(data["name"], data["folder"], data["cmd"], data["pid"], data["start"], data["log"], data["began"])
+
+    @classmethod
+    def launch(cls, name: str, folder: str, cmd: list[str], log: str, pass_fds: Sequence[int] = ()) -> Job:
+        """Start a command in a session of its own; its exit code goes to <folder>/<name>.rc."""
+        rc_path = os.path.join(folder, name + ".rc")
+        for stale in (rc_path, rc_path + ".new"):
+            if os.path.exists(stale):
+                os.unlink(stale)
+        with open(os.path.join(folder, name + ".err"), "wb") as err:
+            child = subprocess.Popen(
+                ["/bin/sh", "-c", _KEEP_RC, rc_path, *cmd],
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+                cwd="/",
+            )
+        found = proc.stat(child.pid)
+        job = cls(name, folder, cmd, child.pid, found[2] if found else -1, log, time.time())
+        job._child = child
+        return job
+
+    def _rc(self) -> Optional[int]:
+        try:
+            with open(os.path.join(self.folder, self.name + ".rc"), encoding="ascii") as handle:
+                return int(handle.read())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def wait(self, limit: float, tries: Sequence[int] = ()) -> Optional[Result]:
+        """Wait until it has ended, at most `limit` seconds; None when it still runs.
+
+        Returns early (None) when one of the descriptors in `tries` becomes readable.
+        """
+        rc = self._rc()
+        if rc is None:
+            try:
+                fd = os.pidfd_open(self.shell.pid)
+            except ProcessLookupError:
+                fd = -1
+            if fd >= 0:
+                try:
+                    if self.shell.alive() and fd not in select.select([fd, *tries], [], [], limit)[0]:
+                        return None
+                finally:
+                    os.close(fd)
+            rc = self._rc()
+        if self._child is not None:
+            self._child.wait()
+        # No code on disk and no process: both the shell and criu were killed.
+        return self.result(-signal.SIGKILL if rc is None else rc)
+
+    def result(self, rc: int) -> Result:
+        return Result(
+            self.cmd, rc, time.time() - self.began, self.log, tail(self.log), tail(os.path.join(self.folder, self.name + ".err"))
+        )
+
+    def kill(self) -> None:
+        """SIGKILL criu and its shell; on return they are gone."""
+        procs = proc.tree(self.shell.pid) if self.shell.alive() else []
+        proc.kill_tree(procs, 10.0)
+        if self._child is not None:
+            self._child.wait()
+
+
+def failed(what: str, result: Result) -> CriuError:
+    """The error for a criu command that did not end with 0; CRIU's first complaint is the cause."""
+    complaint = ""
+    for line in (result.log_tail + "\n" + result.stderr).splitlines():
+        if "Error" in line:
+            complaint = re.sub(r"^\([\d.]+\)\s*(\d+:\s*)?", "", line).strip()
+            break
+    message = f"criu {what} ended with {result.rc}" + (f": {complaint}" if complaint else ".")
+    return CriuError(message, remedy(result.log_tail + result.stderr), result.as_dict())
+
+
+_REMEDIES: tuple[tuple[str, str], ...] = (
+    ("No space left on device", "The image directory is full: free space there, or image_storage=disk."),
+    ("is already traced|seize task|can't be ptraced|ptrace", "End the tracer (strace, gdb) on the process, then migrate again."),
+    ("Can't bind inet socket.*Address already in use", "Another process on the destination has that port: stop it."),
+    ("Cannot assign requested address", "The address is not on that node: move it along with service_address=ADDRESS."),
+    ("Can't open file|file .* not found|No such file", "Put that file at the same path on the destination (sync_paths=...)."),
+    ("has bad size|mismatch", "That file differs between the nodes: make them the same (sync_paths=...)."),
+    ("[Pp]id .*(exist|taken|use)|File exists", "A PID of the tree is taken on the destination: stop that process, or restart it."),
+    ("Connected TCP socket", "Allow connections: tcp_established=true with service_address, or tcp_close=true."),
+    ("Operation not permitted", "The node lacks a privilege that CRIU needs: see playbooks/preflight.yml."),
+)
+
+
+def remedy(text: str) -> str:
+    for pattern, advice in _REMEDIES:
+        if re.search(pattern, text):
+            return advice
+    return "Read CRIU's log (log_tail has its end); playbooks/preflight.yml looks for the usual causes."
+
+
+class Criu:
+    """One criu binary. Commands return a finished Result, `*_job` return a Job that runs on."""
+
+    def __init__(self, path: str = "", options: Optional[Options] = None) -> None:
+        found = path or shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin")
+        if not found:
+            raise CriuError("criu is not installed on this node.", "Run playbooks/prepare.yml or migrate.yml, which install it.")
+        self.path = found
+        self.options = options or Options()
+
+    def run(self, words: Sequence[str], limit: float = 60.0) -> Result:
+        """Run a short command and wait for it; the log is what it printed."""
+        cmd = [self.path, *words]
+        began = time.monotonic()
+        try:
+            done = subprocess.run(cmd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise CriuError(f"criu {words[0]} did not end within {limit:g} s.", "Look at the node's kernel log.") from error
+        text = done.stdout + done.stderr
+        return Result(cmd, done.returncode, time.monotonic() - began, "", "\n".join(text.splitlines()[-TAIL_LINES:]), text)
+
+    def version(self) -> str:
+        match = re.search(r"Version: (\S+)", self.run(["--version"]).stderr)
+        return match.group(1) if match else ""
+
+    def has_feature(self, name: str) -> bool:
+        """`criu check --feature name` by its exit code; CRIU also answers no for names that it does not know."""
+        return self.run(["check", "--feature", name]).rc == 0
+
+    def _images(self, action: str, images: str, work: str, log: str) -> list[str]:
+        return [self.path, action, "-D", images, "-W", work, "-v4", "-o", log]
+
+    def dump_argv(self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-dump.log") -> list[str]:
+        """dump --leave-stopped: success never kills, the source's copy is killed by its guard alone."""
+        words = [*self._images("dump", images, work, log), "-t", str(pid), "--leave-stopped", *self.options.argv("dump")]
+        return words + (pages.argv(client=True) if pages else [])
+
+    def pre_dump_argv(self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, previous: str = "") -> list[str]:
+        words = [*self._images("pre-dump", images, work, "criu-pre-dump.log"), "-t", str(pid), "--track-mem"]
+        words += self.options.argv("pre-dump") + (["--prev-images-dir", previous] if previous else [])
+        return words + (pages.argv(client=True) if pages else [])
+
+    def page_server_argv(self, images: str, work: str, pages: PageServer, log: str = "criu-page-server.log") -> list[str]:
+        return [*self._images("page-server", images, work, log), *pages.argv(client=False)]
+
+    def lazy_pages_argv(self, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-lazy-pages.log") -> list[str]:
+        words = self._images("lazy-pages", images, work, log)
+        return words + (pages.argv(client=True) if pages else [])
+
+    def restore_argv(self, images: str, work: str, pidfile: str, stopped: bool = True, lazy: bool = False) -> list[str]:
+        words = [*self._images("restore", images, work, "criu-restore.log"), "--restore-detached", "--pidfile", pidfile]
+        words += ["--leave-stopped"] if stopped else []
+        words += ["--lazy-pages"] if lazy else []
+        return words + self.options.argv("restore")

@@ -1,0 +1,193 @@
+"""What the module criu_guard does on a node: arm, start, watch, collect and remove a guard; read its record."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from typing import Any, Optional
+
+from . import guard, net, payload, proc, record, stats
+from .errors import MigrationError
+
+MAX_LOG = 2 << 20  # bytes of one log that are collected, its end
+
+
+def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
+    """Lay out the run's directory and its first record; False when the run is armed already."""
+    run_id = str(config["run_id"])
+    folder = record.run_dir(run_id)
+    if record.Record.load(run_id) is not None:
+        return False
+    os.makedirs(os.path.join(folder, "tls"), mode=0o700, exist_ok=True)
+    os.chmod(folder, 0o700)
+    for name in ("ca", "cert", "key"):
+        record.write_file(os.path.join(folder, "tls", name + ".pem"), tls[name].encode())
+    record.write_file(os.path.join(folder, "guard.pyz"), payload.build())
+    record.write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1, sort_keys=True).encode())
+    record.Record.create(run_id, str(config["role"]), workload=config.get("workload") or {}, working_dir=config.get("working_dir", ""))
+    return True
+
+
+def alive(run_id: str) -> bool:
+    """A guard of this run holds the run's lock."""
+    if not os.path.isdir(record.run_dir(run_id)):
+        return False
+    held = record.lock(run_id)
+    if held is None:
+        return True
+    os.close(held)
+    return False
+
+
+def start(run_id: str, python: str) -> bool:
+    """Start the guard (again); on return it holds its lock, or has ended. False when one was there."""
+    if alive(run_id):
+        return False
+    program = os.path.join(record.run_dir(run_id), "guard.pyz")
+    done = subprocess.run(guard.start(python, program, run_id), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MigrationError(f"The guard did not start: {done.stderr.strip()[-500:]}", "Is Python >= 3.9 there?")
+    return True
+
+
+def load(run_id: str) -> record.Record:
+    found = record.Record.load(run_id)
+    if found is None:
+        raise MigrationError(f"This node has no record of the run {run_id}.", "Runs lie in " + record.RUNS)
+    return found
+
+
+def wait_for_port(run_id: str, limit: float) -> int:
+    """The port that the destination's guard listens on, once it does."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        rec = load(run_id)
+        if rec.data.get("port") and alive(run_id):
+            return int(rec.data["port"])
+        if rec.data.get("guard_error"):
+            problem = rec.data["guard_error"]
+            raise MigrationError(problem["message"], problem["remedy"], problem["details"])
+        time.sleep(0.01)
+    raise MigrationError("The guard did not begin to listen.", f"See {record.run_dir(run_id)}/guard.log.")
+
+
+def wait_change(run_id: str, state: str, limit: float) -> record.Record:
+    """Until the record leaves `state`, the guard dies, or `limit` seconds have passed."""
+    deadline = time.monotonic() + limit
+    rec = load(run_id)
+    while rec.state == state and not rec.final and time.monotonic() < deadline:
+        pidfd = _guard_fd(rec)
+        if pidfd is None:
+            return rec
+        try:
+            # The record is a file that is replaced: looked at often, as inotify would have to follow every rename.
+            if select.select([pidfd], [], [], 0.02)[0]:
+                return load(run_id)
+        finally:
+            os.close(pidfd)
+        rec = load(run_id)
+    return rec
+
+
+def _guard_fd(rec: record.Record) -> Optional[int]:
+    data = rec.data.get("guard") or {}
+    if not data or not proc.Proc(data["pid"], data["start"]).alive():
+        return None
+    try:
+        return os.pidfd_open(int(data["pid"]))
+    except ProcessLookupError:
+        return None
+
+
+def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
+    """Wait for the end of the migration on this node; a guard that was killed is started again from its record.
+
+    Returns the record and how often the guard had to be started again. Returns a record that is not final
+    when `limit` seconds have passed.
+    """
+    deadline = time.monotonic() + limit
+    restarts = 0
+    while True:
+        rec = load(run_id)
+        if rec.final or time.monotonic() >= deadline:
+            return rec, restarts
+        if not alive(run_id):
+            if load(run_id).final:
+                continue
+            if restarts >= 20:
+                raise MigrationError("The guard ends again and again.", f"See {record.run_dir(run_id)}/guard.log.")
+            restarts += start(run_id, python)
+        wait_change(run_id, rec.state, max(0.0, min(5.0, deadline - time.monotonic())))
+
+
+def collect(run_id: str) -> dict[str, Any]:
+    """The record, CRIU's statistics, and every log as text."""
+    folder = record.run_dir(run_id)
+    rec = load(run_id)
+    logs: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith((".log", ".err")):
+            with open(os.path.join(folder, name), "rb") as handle:
+                size = os.fstat(handle.fileno()).st_size
+                handle.seek(max(0, size - MAX_LOG))
+                text = handle.read().decode("utf-8", "replace")
+            if text or name.endswith(".log"):
+                logs[name] = text
+    work_dir = str(rec.data.get("working_dir") or "")
+    output = os.path.join(work_dir, "output.log") if work_dir else ""
+    if output and os.path.isfile(output):
+        with open(output, "rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - MAX_LOG))
+            logs["output.log"] = handle.read().decode("utf-8", "replace")
+    alive_now = [item.pid for item in map(proc.Proc.from_dict, rec.data.get("procs", [])) if item.alive()]
+    return {"record": rec.data, "logs": logs, "stats": stats.read(folder), "guard_alive": alive(run_id), "alive": alive_now}
+
+
+def leftovers(run_id: str) -> dict[str, Any]:
+    """What a finished run has left on this node: everything empty or False when it is clean."""
+    rec = load(run_id)
+    config = guard.read_config(run_id)
+    procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
+    return {
+        "stopped": [item.pid for item in procs if item.alive() and not item.stopped_before and proc.fully_stopped(item.pid)],
+        "muted": net.is_muted(run_id),
+        "images": os.path.isdir(str(config["images_dir"])) and not config.get("keep_images"),
+        "guard": alive(run_id),
+    }
+
+
+def remove(run_id: str, force: bool = False) -> bool:
+    """Take away what the run left, once its record is final (or by force, when it never held a process)."""
+    folder = record.run_dir(run_id)
+    rec = record.Record.load(run_id)
+    if rec is None:
+        existed = os.path.isdir(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return existed
+    if not rec.final and not (force and rec.state == "armed"):
+        raise MigrationError(
+            f"The run {run_id} is {rec.state} on this node: it may hold the only copy of the process.",
+            f"ansible-playbook playbooks/resolve.yml -e run_id={run_id}",
+        )
+    data = rec.data.get("guard") or {}
+    if data:
+        running = proc.Proc(int(data["pid"]), int(data["start"]))
+        running.kill(signal.SIGTERM)
+        proc.wait_gone([running], 5.0)
+    config = guard.read_config(run_id)
+    if not config.get("keep_images"):
+        shutil.rmtree(str(config["images_dir"]), ignore_errors=True)
+    net.unmute(run_id)
+    kept = {"record.json"}
+    changed = False
+    for name in os.listdir(folder):
+        if name not in kept:
+            path = os.path.join(folder, name)
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+            changed = True
+    return changed

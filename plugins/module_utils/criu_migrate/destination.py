@@ -1,0 +1,379 @@
+"""The guard on the destination: takes pages and images, restores a stopped and mute copy, runs it on "commit" only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Optional
+
+from . import net, proc, rsh, sockets, sync, wire
+from .cli import Job, PageServer, failed
+from .errors import LinkLost, MigrationError, Refused
+from .guard import Guard
+from .record import Record
+
+Answer = dict[str, Any]
+HOLDS_COPY = ("restored", "running")
+
+
+class DestinationGuard(Guard):
+    """Serves one source. Every request may come twice: an answer can be lost on its way."""
+
+    def __init__(self, rec: Record, config: dict[str, Any]) -> None:
+        super().__init__(rec, config)
+        self.busy = threading.RLock()
+        self.token = ""
+        self.heard = time.monotonic()
+        self.finished = threading.Event()
+        self.wake_read, self.wake_write = os.pipe()
+        self.handlers: dict[str, Callable[[Answer], Answer]] = {
+            "hello": self.on_hello,
+            "ping": lambda _request: {"now": time.time()},
+            "pages": self.on_pages,
+            "pages_done": self.on_pages_done,
+            "images": self.on_images,
+            "restore": self.on_restore,
+            "commit": self.on_commit,
+            "undo": self.on_undo,
+            "done": self.on_done,
+        }
+
+    # --- being there -------------------------------------------------------------------------------------------
+
+    def listen(self) -> socket.socket:
+        """Bind within the range of the run, from a place that its name decides; the same port again after a restart."""
+        low, high = self.config["ports"]
+        first = int(self.rec.data.get("port") or low + hash_of(self.run_id) % (high - low + 1))
+        for step in range(high - low + 1):
+            port = low + (first - low + step) % (high - low + 1)
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((str(self.config.get("listen") or ""), port))
+                sock.listen(8)
+            except OSError:
+                sock.close()
+                continue
+            self.rec.note(port=port)
+            return sock
+        raise MigrationError(f"No port of {low}-{high} is free on the destination.", "Widen guard_port_range.")
+
+    def run(self) -> None:
+        if self.rec.state == "undoing":
+            self.undo()
+        listener = self.listen()
+        context = wire.context(True, *(self.tls_path(name) for name in ("ca", "cert", "key")))
+        self.say(f"listening on port {self.rec.data['port']}")
+        while not self.finished.is_set():
+            ready = select.select([listener, self.wake_read], [], [], 5.0)[0]
+            if listener in ready:
+                sock, peer = listener.accept()
+                threading.Thread(target=self.serve, args=(sock, peer, context), daemon=True).start()
+            elif self.given_up():
+                break
+        listener.close()
+        self.say("guard ends")
+
+    def given_up(self) -> bool:
+        """Nobody has called for too long: a guard that holds no stopped copy has nothing left to keep safe."""
+        if time.monotonic() - self.heard < self.limits["peer"] or self.rec.state in ("restoring", "restored"):
+            return False
+        if self.rec.state not in ("running", "done", "undone"):
+            with self.busy:
+                self.undo("The source's guard has not called.")
+        return True
+
+    def finish(self) -> None:
+        self.finished.set()
+        os.write(self.wake_write, b"x")
+
+    def serve(self, sock: socket.socket, peer: Any, context: ssl.SSLContext) -> None:
+        """One connection: a raw channel for pages, or the TLS link with requests."""
+        try:
+            sock.settimeout(self.limits["connect"])
+            token = wire.read_preamble(sock)
+            if token:
+                self.take_pages(sock, token)
+                return
+            wire.tune(sock, 10.0)
+            secure = context.wrap_socket(sock, server_side=True)
+            secure.settimeout(None)
+            self.converse(wire.Link(secure))
+        except LinkLost as error:
+            self.say(str(error))
+        except (OSError, MigrationError) as error:
+            self.say(f"connection from {peer}: {error}")
+        finally:
+            sock.close()
+
+    def converse(self, link: wire.Link) -> None:
+        receiver = sync.Receiver(self.roots)
+        images = sync.Receiver([self.images])
+        problem: Optional[MigrationError] = None
+        while True:
+            header, body = link.receive()
+            self.heard = time.monotonic()
+            name = str(header.get("op"))
+            if name == "rsync":
+                rsh.serve(link.sock, header["argv"], self.images, self.log_path("rsync.log"))
+                return
+            if name in ("entry", "block", "close", "gone"):
+                # Frames have no answer of their own; what went wrong is said at the end of the round.
+                try:
+                    if problem is None:
+                        (images if header.get("images") else receiver).apply(header, body)
+                except (OSError, MigrationError) as error:
+                    problem = full(error)
+                continue
+            if name == "synced":
+                receiver.finish()
+                images.finish()
+                if problem:
+                    link.send({"error": problem.as_dict()})
+                else:
+                    link.send({"files": receiver.files + images.files, "bytes": receiver.bytes + images.bytes})
+                problem, receiver, images = None, sync.Receiver(self.roots), sync.Receiver([self.images])
+                continue
+            link.send(self.answer(name, header))
+
+    def answer(self, name: str, request: Answer) -> Answer:
+        if name == "ping":  # clock offset: never behind a request that takes its time
+            return self.handlers[name](request)
+        with self.busy:
+            try:
+                return self.handlers[name](request)
+            except Refused as error:
+                return {"error": error.as_dict(), "refused": True}
+            except MigrationError as error:
+                self.say(error.text())
+                return {"error": error.as_dict()}
+            except (OSError, ValueError, KeyError) as error:
+                self.say(f"{name}: {error!r}")
+                return {"error": full(error).as_dict()}
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def on_hello(self, request: Answer) -> Answer:
+        if request["run_id"] != self.run_id:
+            raise Refused(f"This guard belongs to {self.run_id}.", "Two runs share a port: run again.")
+        self.say(f"source is here, its state is {request['state']}")
+        return {"state": self.rec.state, "boot_id": self.rec.data["boot_id"]}
+
+    def on_pages(self, _request: Answer) -> Answer:
+        """A page server for one dump; an earlier one of this run, and what it wrote, goes away."""
+        self.refuse_unless("armed", "receiving")
+        old = self.job("page-server")
+        if old:
+            old.kill()
+        self.make_images_dir()
+        self.rec.enter("receiving")
+        self.token = secrets.token_hex(wire.TOKEN // 2)
+        return {"token": self.token}
+
+    def take_pages(self, sock: socket.socket, token: str) -> None:
+        if not self.token or not secrets.compare_digest(token, self.token):
+            self.say("a page channel with a wrong token was refused")
+            return
+        self.token = ""
+        sock.settimeout(None)
+        pages = PageServer(fd=sock.fileno(), tls=self.criu_tls())
+        cmd = self.criu.page_server_argv(self.images, self.folder, pages)
+        self.start_job("page-server", cmd, self.log_path("criu-page-server.log"), (sock.fileno(),))
+        sock.sendall(b"R")  # the source waits for this before it freezes anything
+
+    def on_pages_done(self, _request: Answer) -> Answer:
+        job = self.job("page-server")
+        if job is None:
+            raise MigrationError("No page server ran on the destination.", "Run the migration again.")
+        result = job.wait(self.limits["dump"])
+        if result is None:
+            job.kill()
+            raise MigrationError("The page server did not end after the dump.", "See criu-page-server.log.")
+        if result.rc:
+            raise failed("page-server", result)
+        return {"result": result.as_dict()}
+
+    def on_images(self, _request: Answer) -> Answer:
+        """An empty image directory for a transfer that does not need a page server."""
+        self.refuse_unless("armed", "receiving")
+        self.make_images_dir()
+        self.rec.enter("receiving")
+        return {}
+
+    def on_restore(self, request: Answer) -> Answer:
+        if self.rec.state in HOLDS_COPY:
+            return self.restored()
+        self.refuse_unless("receiving", "restoring")
+        expected = [proc.Proc.from_dict(item) for item in request["procs"]]
+        job = self.job("restore") if self.rec.state == "restoring" else None
+        if job is None:
+            self.rec.enter("restoring", expected=request["procs"], address_on=request.get("address_on"))
+            job = self.begin_restore(request)
+        result = job.wait(self.limits["restore"])
+        if result is None:
+            job.kill()
+            raise MigrationError(f"criu restore did not end within {self.limits['restore']:g} s.", "Raise limits.restore.")
+        if result.rc:
+            raise failed("restore", result)
+        self.check_copy(expected)
+        self.rec.enter("restored", restore=result.as_dict())
+        return self.restored()
+
+    def begin_restore(self, request: Answer) -> Job:
+        if self.address:
+            where = self.place_for_address(request)
+            net.mute(self.address, self.run_id)
+            net.add_address(self.address, where["interface"], where["prefix"])
+            self.rec.note(address_on=where)
+        pidfile = os.path.join(self.folder, "restore.pid")
+        if os.path.exists(pidfile):
+            os.unlink(pidfile)
+        cmd = self.criu.restore_argv(self.images, self.folder, pidfile)
+        return self.start_job("restore", cmd, self.log_path("criu-restore.log"))
+
+    def place_for_address(self, request: Answer) -> dict[str, Any]:
+        if net.find_address(self.address):
+            raise MigrationError(f"{self.address} is already on the destination.", "Take it off there, then migrate again.")
+        name = self.config.get("service_interface")
+        if name:
+            return {"interface": name, "prefix": int((request.get("address_on") or {}).get("prefix", 32))}
+        return net.interface_for(self.address)
+
+    def check_copy(self, expected: list[proc.Proc]) -> None:
+        """Every process of the source is here under its PID, and none of them runs."""
+        with open(os.path.join(self.folder, "restore.pid"), encoding="ascii") as handle:
+            root = int(handle.read())
+        copy = proc.tree(root)
+        before = {item.pid: item.stopped_before for item in expected}
+        for item in copy:
+            item.stopped_before = before.get(item.pid, False)
+        self.rec.note(procs=[item.as_dict() for item in copy])
+        missing = sorted(set(before) - {item.pid for item in copy})
+        running = [item.pid for item in copy if not proc.fully_stopped(item.pid)]
+        if missing or running:
+            raise MigrationError(
+                f"The restored copy is not whole: missing PIDs {missing}, running although stopped was asked for {running}.",
+                "See criu-restore.log on the destination.",
+            )
+
+    def restored(self) -> Answer:
+        return {"state": self.rec.state, "restore": self.rec.data.get("restore"), "times": self.rec.data["times"]}
+
+    def on_commit(self, _request: Answer) -> Answer:
+        if self.rec.state == "undone":
+            raise Refused("The copy on the destination was undone and never ran.", "The source may go on.")
+        if self.rec.state not in ("running", "done"):
+            self.refuse_unless("restored")
+            dead = [item.pid for item in self.procs() if not item.alive()]
+            if dead:
+                self.undo(f"The stopped copy lost PIDs {dead}.")
+                raise Refused("The stopped copy on the destination died before it ever ran.", "The source may go on.")
+            self.rec.enter("running", sync=True)
+        self.let_run()
+        return {"state": self.rec.state, "times": self.rec.data["times"]}
+
+    def let_run(self) -> None:
+        """Everything after the record says "running": each step may be done twice, after a restart of this guard."""
+        if "resumed" in self.rec.data["times"]:
+            return
+        if self.address:
+            self.put_address_on()
+            net.unmute(self.run_id)
+            net.announce(self.address, self.rec.data["address_on"]["interface"])
+        beat = self.heartbeat_mtime()
+        proc.continue_procs(self.procs())
+        self.rec.data["times"]["resumed"] = time.time()
+        self.rec.note()
+        threading.Thread(target=self.after_resume, args=(beat,), daemon=True).start()
+
+    def after_resume(self, beat: Optional[float]) -> None:
+        """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks. Not part of the hand-over."""
+        limit = time.monotonic() + 5.0
+        first = None
+        while beat is not None and time.monotonic() < limit:
+            now = self.heartbeat_mtime()
+            if now is not None and now != beat:
+                first = now
+                break
+            time.sleep(0.0005)  # this period is the witness's resolution
+        with self.busy:
+            self.rec.note(first_beat=first)
+            self.observe("after", self.procs())
+
+    def on_undo(self, request: Answer) -> Answer:
+        if self.rec.state in ("running", "done"):
+            raise MigrationError("The copy on the destination runs already.", "The records decide: see playbooks/resolve.yml.")
+        self.undo(str(request.get("why") or ""))
+        return {"state": self.rec.state}
+
+    def undo(self, why: str = "") -> None:
+        """Kill the copy, wait until its sockets are gone, address off, lift the drop last; images go too."""
+        if self.rec.state == "undone":
+            return
+        self.rec.enter("undoing", why=why)
+        for name in ("page-server", "restore"):
+            job = self.job(name)
+            if job:
+                job.kill()
+        left = proc.kill_tree(self.copy_procs(), self.limits["undo"])
+        if left:
+            raise MigrationError(f"PIDs {[p.pid for p in left]} of the copy do not die.", "Reboot the destination.")
+        if self.address and self.rec.data.get("address_on") and "restoring" in self.rec.data["times"]:
+            self.wait_for_sockets()
+            net.remove_address(self.address)
+        net.unmute(self.run_id)
+        self.drop_images()
+        self.rec.enter("undone", sync=True)
+
+    def copy_procs(self) -> list[proc.Proc]:
+        """What the restore has made, whole or in part: the recorded copy, else processes under the expected PIDs
+        that were born after the restore began, and what hangs below them."""
+        found = self.procs()
+        job = self.job("restore")
+        if found or job is None:
+            return found
+        for item in self.rec.data.get("expected", []):
+            seen = proc.stat(int(item["pid"]))
+            if seen and seen[2] >= job.shell.start and seen[0] not in "ZX" and self.ours(int(item["pid"]), seen[1]):
+                found.append(proc.Proc(int(item["pid"]), seen[2]))
+        return found
+
+    def ours(self, pid: int, parent: int) -> bool:
+        """A PID taken by a stranger is why some restores fail: its parent is no process of the copy and not PID 1."""
+        expected = {int(item["pid"]) for item in self.rec.data.get("expected", [])}
+        return parent in expected or (parent == 1 and pid == int(self.rec.data["expected"][0]["pid"]))
+
+    def wait_for_sockets(self) -> None:
+        deadline = time.monotonic() + 2.0
+        while sockets.sockets_of_address(self.address) and time.monotonic() < deadline:
+            time.sleep(0.01)  # closing sockets leave the table without an event; what stays is mute until the address is off
+
+    def on_done(self, _request: Answer) -> Answer:
+        if self.rec.state == "running":
+            self.drop_images()
+            self.rec.enter("done")
+        self.finish()
+        return {"state": self.rec.state}
+
+    def refuse_unless(self, *states: str) -> None:
+        if self.rec.state not in states:
+            raise Refused(f"The destination is {self.rec.state}, not {' or '.join(states)}.", "See playbooks/resolve.yml.")
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(text.encode()[-8:], "big")
+
+
+def full(error: Exception) -> MigrationError:
+    """An OSError in words; a full disk is the usual one."""
+    if isinstance(error, MigrationError):
+        return error
+    if isinstance(error, OSError) and error.errno == 28:
+        return MigrationError(f"No space left on the destination: {error}", "Free space there, or image_storage=disk.")
+    return MigrationError(f"The destination could not do it: {error!r}", "See guard.log of the destination.")

@@ -1,0 +1,147 @@
+"""What both guards share: configuration, the run's files, log, and being a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from typing import Any, Optional
+
+from . import limits, net, proc, record
+from .cli import Criu, Job, Options, Tls
+from .errors import MigrationError
+
+LOGS = ("criu-dump.log", "criu-restore.log", "criu-page-server.log", "criu-lazy-pages.log", "guard.log", "rsync.log")
+
+
+class Guard:
+    """State that survives in the record; everything else can be derived again after a restart."""
+
+    def __init__(self, rec: record.Record, config: dict[str, Any]) -> None:
+        self.rec = rec
+        self.config = config
+        self.run_id = str(config["run_id"])
+        self.folder = record.run_dir(self.run_id)
+        self.limits = limits.merged(config.get("limits") or {})
+        self.criu = Criu(config.get("criu_path") or "", Options.from_dict(config.get("options") or {}))
+        self.images = str(config["images_dir"])
+        self.roots: list[str] = [str(path) for path in config.get("roots") or []]
+        self.address = str(config.get("service_address") or "")
+        self.encrypted = config.get("transfer_encryption", "tls") != "none"
+        self.transfer = str(config.get("transfer") or "page_server")
+
+    def say(self, text: str) -> None:
+        """One line in guard.log with the time (UTC)."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+        print(f"{stamp}.{int(time.time() * 1000) % 1000:03d}Z {self.rec.state}: {text}", flush=True)
+
+    def tls_path(self, name: str) -> str:
+        return os.path.join(self.folder, "tls", name + ".pem")
+
+    def criu_tls(self) -> Optional[Tls]:
+        return Tls(self.tls_path("ca"), self.tls_path("cert"), self.tls_path("key")) if self.encrypted else None
+
+    def make_images_dir(self) -> None:
+        """A fresh private directory: images hold the memory of the process."""
+        shutil.rmtree(self.images, ignore_errors=True)
+        os.makedirs(self.images, mode=0o700)
+
+    def drop_images(self) -> None:
+        if not self.config.get("keep_images"):
+            shutil.rmtree(self.images, ignore_errors=True)
+
+    def job(self, name: str) -> Optional[Job]:
+        data = self.rec.data.get("jobs", {}).get(name)
+        return Job.from_dict(data) if data else None
+
+    def start_job(self, name: str, cmd: list[str], log: str, fds: tuple[int, ...] = ()) -> Job:
+        job = Job.launch(name, self.folder, cmd, log, fds)
+        self.rec.note(jobs={**self.rec.data.get("jobs", {}), name: job.as_dict()})
+        return job
+
+    def procs(self) -> list[proc.Proc]:
+        return [proc.Proc.from_dict(item) for item in self.rec.data.get("procs", [])]
+
+    def log_path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def put_address_on(self) -> None:
+        """The service address where the record says that it was."""
+        where = self.rec.data.get("address_on") or net.interface_for(self.address)
+        net.add_address(self.address, where["interface"], int(where["prefix"]))
+
+    def observe(self, key: str, procs: list[proc.Proc]) -> None:
+        """Memory (bytes), open files and a readable status of the tree, into the record."""
+        self.rec.note(
+            **{key: {"memory": proc.memory(procs), "open_files": proc.open_files(procs), "status": proc.status_text(procs)}}
+        )
+
+    def heartbeat_mtime(self) -> Optional[float]:
+        """When the kernel last saw the workload write its heartbeat (seconds, this node's clock)."""
+        path = str(self.config.get("heartbeat") or "")
+        try:
+            return os.stat(path).st_mtime if path else None
+        except FileNotFoundError:
+            return None
+
+
+def detach(log: str) -> bool:
+    """Become a daemon: a session of its own, no terminal, output to a log. True in the daemon, False in the caller."""
+    if os.fork():
+        os.wait()
+        return False
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for target, fd in ((0, null), (1, out), (2, out)):
+        os.dup2(fd, target)
+    os.closerange(3, 1024)
+    return True
+
+
+def read_config(run_id: str) -> dict[str, Any]:
+    with open(os.path.join(record.run_dir(run_id), "config.json"), encoding="utf-8") as handle:
+        config: dict[str, Any] = json.load(handle)
+    return config
+
+
+def main(argv: list[str]) -> int:
+    """`guard RUN_ID`: run the guard of this run on this node, from its record. Used by the module criu_guard."""
+    from .destination import DestinationGuard
+    from .source import SourceGuard
+
+    if len(argv) >= 3 and argv[1] == "rsh":
+        from .rsh import relay
+
+        return relay(argv[2], argv[3:])
+    run_id = argv[1]
+    log = os.path.join(record.run_dir(run_id), "guard.log")
+    if "--foreground" not in argv and not detach(log):
+        return 0
+    held = record.lock(run_id)
+    if held is None:
+        return 3
+    rec = record.Record.load(run_id)
+    if rec is None:
+        return 2
+    config = read_config(run_id)
+    rec.note(guard={"pid": os.getpid(), "start": (proc.stat(os.getpid()) or ("", 0, 0))[2]})
+    guard: Any = SourceGuard(rec, config) if config["role"] == "source" else DestinationGuard(rec, config)
+    try:
+        guard.run()
+    except MigrationError as error:
+        guard.say(f"guard ends: {error.text()}")
+        rec.note(guard_error=error.as_dict())
+        return 1
+    return 0
+
+
+def start(python: str, program: str, run_id: str) -> list[str]:
+    """The command line that starts a guard."""
+    return [python or sys.executable, "-I", program, run_id]

@@ -1,0 +1,148 @@
+"""The service address: on, off, mute, announced. By iproute2 and nft, as an administrator would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from typing import Any, Optional
+
+from .errors import MigrationError
+
+_PATH = "/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin"
+_ETH_BROADCAST = b"\xff" * 6
+
+
+def _run(tool: str, *words: str, text: str = "") -> str:
+    found = shutil.which(tool, path=_PATH)
+    if found is None:
+        raise MigrationError(f"{tool} is not installed on this node.", "Run playbooks/prepare.yml, which installs it.")
+    done = subprocess.run([found, *words], input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MigrationError(
+            f"`{tool} {' '.join(words)}` ended with {done.returncode}: {done.stderr.strip()}",
+            "Look at the node's interfaces and nftables rules.",
+            {"cmd": [tool, *words], "rc": done.returncode, "stderr": done.stderr, "input": text},
+        )
+    return done.stdout
+
+
+def _interfaces() -> list[dict[str, Any]]:
+    parsed: list[dict[str, Any]] = json.loads(_run("ip", "-j", "-4", "addr", "show"))
+    return parsed
+
+
+def find_address(address: str) -> Optional[dict[str, Any]]:
+    """{interface, prefix} of an IPv4 address of this node, or None."""
+    for link in _interfaces():
+        for info in link.get("addr_info", []):
+            if info.get("local") == address:
+                return {"interface": link["ifname"], "prefix": int(info["prefixlen"])}
+    return None
+
+
+def interface_for(address: str) -> dict[str, Any]:
+    """{interface, prefix} where the address belongs on this node: the interface whose subnet holds it, else
+    the one a packet to it would leave by (then as a /32). Raises MigrationError when there is none."""
+    wanted = int.from_bytes(socket.inet_aton(address), "big")
+    for link in _interfaces():
+        for info in link.get("addr_info", []):
+            bits = 32 - int(info["prefixlen"])
+            if 0 < bits < 32 and int.from_bytes(socket.inet_aton(info["local"]), "big") >> bits == wanted >> bits:
+                return {"interface": link["ifname"], "prefix": int(info["prefixlen"])}
+    match = re.search(r" dev (\S+)", _run("ip", "-4", "route", "get", address))
+    if not match or match.group(1) == "lo":
+        raise MigrationError(f"No interface of this node can carry {address}.", "Name one with service_interface=....")
+    return {"interface": match.group(1), "prefix": 32}
+
+
+def add_address(address: str, interface: str, prefix: int) -> bool:
+    """Put the address on; False when it was there already."""
+    if find_address(address):
+        return False
+    # noprefixroute: on its own the secondary address must not bring a second route to the subnet
+    _run("ip", "addr", "add", f"{address}/{prefix}", "dev", interface, "noprefixroute")
+    return True
+
+
+def remove_address(address: str) -> bool:
+    """Take the address off and confirm that it is gone; False when it was not there."""
+    found = find_address(address)
+    if not found:
+        return False
+    _run("ip", "addr", "del", f"{address}/{found['prefix']}", "dev", found["interface"])
+    if find_address(address):
+        raise MigrationError(f"{address} is still on {found['interface']} after it was removed.", "Is it configured twice?")
+    return True
+
+
+def announce(address: str, interface: str, times: int = 2) -> None:
+    """Gratuitous ARP, request and reply form, as RFC 5227 section 3 and arping -A do; nothing where there is no ARP."""
+    with open(f"/sys/class/net/{interface}/address", encoding="ascii") as handle:
+        mac = bytes.fromhex(handle.read().strip().replace(":", ""))
+    if len(mac) != 6 or not any(mac):
+        return
+    ip = socket.inet_aton(address)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as raw:
+        raw.bind((interface, 0))
+        for _ in range(times):
+            for operation in (1, 2):
+                target = _ETH_BROADCAST if operation == 2 else bytes(6)
+                body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + mac + ip + target + ip
+                raw.send(_ETH_BROADCAST + mac + b"\x08\x06" + body)
+
+
+def _mute_table(run_id: str) -> str:
+    return "criu_migrate_" + re.sub(r"\W", "_", run_id)
+
+
+def mute(address: str, run_id: str) -> None:
+    """No packet from or to the address, no ARP for it: the kernel would answer clients for the stopped copy."""
+    name = _mute_table(run_id)
+    unmute(run_id)
+    # One transaction: there is no moment at which only a part of it holds.
+    _run(
+        "nft",
+        "-f",
+        "-",
+        text=f"""
+table inet {name} {{
+  chain in {{ type filter hook input priority -400; ip daddr {address} drop; }}
+  chain out {{ type filter hook output priority -400; ip saddr {address} drop; }}
+}}
+table arp {name} {{
+  chain in {{ type filter hook input priority 0; arp daddr ip {address} drop; }}
+  chain out {{ type filter hook output priority 0; arp saddr ip {address} drop; }}
+}}
+""",
+    )
+
+
+def tables() -> list[tuple[str, str]]:
+    """(family, name) of every nft table of this network namespace."""
+    return [(words[1], words[2]) for words in (line.split() for line in _run("nft", "list", "tables").splitlines()) if len(words) > 2]
+
+
+def delete_tables(names: list[str]) -> list[str]:
+    """Delete tables by name in whatever family; returns those that were there."""
+    found = [(family, name) for family, name in tables() if name in names]
+    if found:
+        _run("nft", "-f", "-", text="".join(f"delete table {family} {name}\n" for family, name in found))
+    return [name for _family, name in found]
+
+
+def unmute(run_id: str) -> bool:
+    """Lift the drop; False when there was none."""
+    return bool(delete_tables([_mute_table(run_id)]))
+
+
+def is_muted(run_id: str) -> bool:
+    return any(name == _mute_table(run_id) for _family, name in tables())
+
+
+def netns(pid: str = "self") -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")

@@ -1,0 +1,360 @@
+"""The guard on the source: freezes, dumps, hands over, and decides. Its record is the one truth about which copy runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Optional
+
+from . import net, proc, sockets, stats, sync, wire
+from .cli import PageServer, Result, failed, tail
+from .errors import LinkLost, MigrationError, Refused
+from .guard import Guard
+from .record import Record
+
+BEFORE_COMMIT = ("armed", "freezing", "frozen", "dumped", "detached", "restored")
+Answer = dict[str, Any]
+
+
+class SourceGuard(Guard):
+    """One step a state; a guard that was killed goes on at the step that its record names."""
+
+    def __init__(self, rec: Record, config: dict[str, Any]) -> None:
+        super().__init__(rec, config)
+        self.root = proc.Proc(int(config["pid"]), int(config["start"]))
+        self.link: Optional[wire.Link] = None
+        self.lost_since: Optional[float] = None
+        self.page_channel: Optional[socket.socket] = None
+        self.manifests: list[sync.Manifest] = []
+        self.steps: dict[str, Callable[[], None]] = {
+            "armed": self.prepare,
+            "freezing": self.freeze,
+            "frozen": self.dump,
+            "dumped": self.detach_address,
+            "detached": self.restore,
+            "restored": self.commit,
+            "committed": self.finish,
+        }
+
+    def run(self) -> None:
+        while not self.rec.final:
+            if self.rec.state == "undoing":
+                self.undo()
+                continue
+            try:
+                self.steps[self.rec.state]()
+            except (MigrationError, OSError) as error:
+                self.failed(error if isinstance(error, MigrationError) else MigrationError(f"On the source: {error}"))
+        self.say_goodbye()
+
+    def failed(self, error: MigrationError) -> None:
+        """Before the commit everything is undone; after it only the destination's own word that it never ran allows that."""
+        self.say(error.text())
+        refused = isinstance(error, Refused)
+        if self.rec.state in BEFORE_COMMIT or (self.rec.state == "committed" and refused):
+            self.rec.enter("undoing", sync=True, error={**error.as_dict(), "phase": self.rec.state})
+        else:
+            self.rec.note(stalled=error.as_dict())
+            time.sleep(1.0)  # try again: nothing to wait for but the other node
+
+    # --- the link ----------------------------------------------------------------------------------------------
+
+    def dial(self) -> socket.socket:
+        peer = self.config["peer"]
+        try:
+            sock = socket.create_connection((peer["host"], int(peer["port"])), timeout=self.limits["connect"])
+        except OSError as error:
+            raise LinkLost(f"The destination's guard cannot be reached at {peer['host']}:{peer['port']}: {error}") from error
+        wire.tune(sock, 10.0)
+        return sock
+
+    def connected(self) -> wire.Link:
+        if self.link is None:
+            sock = self.dial()
+            context = wire.context(False, *(self.tls_path(name) for name in ("ca", "cert", "key")))
+            try:
+                secure = context.wrap_socket(sock)
+            except OSError as error:
+                sock.close()
+                raise LinkLost(f"TLS with the destination's guard failed: {error}") from error
+            secure.settimeout(None)
+            link = wire.Link(secure)
+            self.exchange(link, {"op": "hello", "run_id": self.run_id, "state": self.rec.state}, self.limits["connect"])
+            self.link = link
+        return self.link
+
+    def exchange(self, link: wire.Link, request: Answer, limit: float) -> Answer:
+        link.send(request)
+        answer, _body = link.receive(limit)
+        if "error" in answer:
+            problem = answer["error"]
+            kind = Refused if answer.get("refused") else MigrationError
+            raise kind(problem["message"], problem["remedy"], problem["details"])
+        return answer
+
+    def drop_link(self) -> None:
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+
+    def ask(self, request: Answer, limit: float, patience: Optional[float] = None, frames: Optional[Callable[[], Any]] = None) -> Answer:
+        """One request, redialled and asked again while the link is down, for `patience` seconds (default: the
+        limit "link"; after the commit without end). Every request may be asked twice."""
+        pause = 0.1
+        while True:
+            try:
+                link = self.connected()
+                for header, body in frames() if frames else ():
+                    link.send(header, body)
+                answer = self.exchange(link, request, limit)
+                self.lost_since = None
+                return answer
+            except LinkLost as error:
+                self.drop_link()
+                now = time.monotonic()
+                self.lost_since = self.lost_since if self.lost_since is not None else now
+                endless = self.rec.state == "committed"
+                self.say(f"{request['op']}: {error}")
+                if not endless and now - self.lost_since > (self.limits["link"] if patience is None else patience):
+                    raise LinkLost(f"No word from the destination's guard for {now - self.lost_since:.0f} s.", str(error)) from error
+                time.sleep(pause)  # a cut link gives no event when it heals
+                pause = min(pause * 2, 1.0)
+
+    # --- before the freeze -------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        if not self.root.alive():
+            raise MigrationError(f"The process {self.root.pid} is not running.", "Start it, then migrate.")
+        self.rec.note(clock=self.measure_clock())
+        self.send_roots()
+        self.open_transfer()
+        procs = proc.tree(self.root.pid)
+        self.observe("before", procs)
+        if self.address:
+            where = net.find_address(self.address)
+            if where is None:
+                raise MigrationError(f"{self.address} is not on the source.", "Add it there, or leave service_address out.")
+            self.rec.note(address_on=where)
+        self.rec.enter("freezing", procs=[item.as_dict() for item in procs])
+
+    def measure_clock(self) -> dict[str, float]:
+        """Offset of the destination's clock (seconds to add to the source's), by Cristian's algorithm (1989) as NTP
+        uses it (RFC 5905 section 8): the sample with the least round trip, its half is the bound."""
+        best: Optional[dict[str, float]] = None
+        for _ in range(16):
+            sent = time.time()
+            far = float(self.ask({"op": "ping"}, self.limits["connect"])["now"])
+            got = time.time()
+            if got >= sent and (best is None or got - sent < 2 * best["bound"]):
+                best = {"offset": far - (sent + got) / 2, "bound": (got - sent) / 2}
+        return best or {"offset": 0.0, "bound": float("inf")}
+
+    def send_roots(self, mapped: frozenset[str] = frozenset()) -> Answer:
+        """Working directories to the destination; the second time only what has changed."""
+        fresh: list[sync.Manifest] = []
+
+        def frames() -> Any:
+            fresh[:] = [{} for _ in self.roots]
+            for number, root in enumerate(self.roots):
+                base = self.manifests[number] if self.manifests else {}
+                yield from sync.frames(number, root, base, fresh[number], mapped)
+
+        answer = self.ask({"op": "synced"}, self.limits["transfer"], frames=frames)
+        self.manifests = fresh
+        return answer
+
+    def open_transfer(self) -> None:
+        """Everything slow about the transfer is done before the freeze: directories, connection, page server."""
+        if self.page_channel is not None:
+            self.page_channel.close()
+            self.page_channel = None
+        self.make_images_dir()
+        if self.transfer != "page_server":
+            self.ask({"op": "images"}, self.limits["connect"])
+            return
+        token = str(self.ask({"op": "pages"}, self.limits["connect"])["token"])
+        sock = self.dial()
+        sock.sendall(wire.PAGE_MAGIC + token.encode())
+        if sock.recv(1) != b"R":
+            raise LinkLost("The destination did not start its page server.")
+        sock.settimeout(None)
+        self.page_channel = sock
+
+    # --- the freeze --------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        if self.transfer == "page_server" and self.page_channel is None and self.job("dump") is None:
+            self.open_transfer()  # this guard was started again
+        self.rec.data["times"]["stopping"] = time.time()
+        procs = proc.stop_tree(self.root, self.limits["freeze"], self.procs())
+        self.rec.enter("frozen", procs=[item.as_dict() for item in procs], last_beat=self.heartbeat_mtime())
+
+    def dump(self) -> None:
+        job = self.job("dump")
+        if job is None:
+            if self.transfer == "page_server" and self.page_channel is None:
+                self.open_transfer()
+            fd = self.page_channel.fileno() if self.page_channel else None
+            pages = PageServer(fd=fd, tls=self.criu_tls()) if fd is not None else None
+            cmd = self.criu.dump_argv(self.root.pid, self.images, self.folder, pages)
+            job = self.start_job("dump", cmd, self.log_path("criu-dump.log"), (fd,) if fd is not None else ())
+            if self.page_channel is not None:
+                self.page_channel.close()  # criu has it; with ours open the page server would never see the end
+                self.page_channel = None
+        result = job.wait(self.limits["dump"])
+        if result is None:
+            job.kill()
+            raise MigrationError(f"criu dump did not end within {self.limits['dump']:g} s.", "Raise limits.dump.")
+        if result.rc:
+            raise failed("dump", result)
+        self.rec.enter("dumped", dump=result.as_dict())
+
+    def detach_address(self) -> None:
+        """The dump has locked the connections already; with the address gone the node does not answer for it at all."""
+        if self.address:
+            net.remove_address(self.address)
+        self.rec.enter("detached")
+
+    def restore(self) -> None:
+        began = time.time()
+        if self.transfer == "page_server":
+            done = self.ask({"op": "pages_done"}, self.limits["dump"])
+            self.rec.data["page_server"] = done["result"]
+            images: sync.Manifest = {}
+            self.ask({"op": "synced"}, self.limits["transfer"], frames=lambda: image_frames(self.images, images))
+        else:
+            self.rec.data["rsync"] = self.rsync()
+        delta = self.send_roots(frozenset(mapped_files(self.procs())))
+        self.rec.data["times"]["sent"] = time.time()
+        self.rec.data["sending"] = {"seconds": time.time() - began, **delta}
+        request = {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
+        answer = self.ask(request, self.limits["restore"] + 10.0)
+        self.rec.enter("restored", restore=answer["restore"])
+
+    def rsync(self) -> dict[str, Any]:
+        """All image directories, as the seed framework's transfer does, through the guards' TLS."""
+        words = ["rsync", "-a", "--whole-file", "--delete", "--stats"]
+        words += ["-e", f"{sys.executable} -I {self.log_path('guard.pyz')} rsh {self.run_id}"]
+        words += [self.images + "/", f"destination:{self.images}/"]
+        began = time.monotonic()
+        try:
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.limits["transfer"], check=False)
+        except (subprocess.TimeoutExpired, FileNotFoundError) as error:
+            raise MigrationError(f"rsync: {error}", "Raise limits.transfer, or install rsync on both nodes.") from error
+        with open(self.log_path("rsync.log"), "a", encoding="utf-8") as log:
+            log.write(done.stdout + done.stderr)
+        result = Result(words, done.returncode, time.monotonic() - began, "rsync.log", tail(self.log_path("rsync.log")))
+        if done.returncode:
+            raise MigrationError(f"rsync ended with {done.returncode}: {done.stderr.strip()[-300:]}", "See rsync.log.", result.as_dict())
+        return {"seconds": result.seconds}
+
+    # --- the decision ------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """From here on the copy on the destination is the process, even if this node dies now."""
+        self.rec.enter("committed", sync=True)
+
+    def finish(self) -> None:
+        answer = self.ask({"op": "commit"}, self.limits["commit"])
+        self.rec.data["times"]["acknowledged"] = time.time()
+        self.rec.note(destination_times=answer["times"])
+        left = proc.kill_tree(self.procs(), self.limits["undo"])
+        if left:
+            raise MigrationError(f"PIDs {[p.pid for p in left]} of the old copy do not die.", "They stay stopped; reboot the source.")
+        self.remove_criu_leftovers()
+        self.rec.note(stats=stats.read(self.images), bytes=image_bytes(self.images))
+        self.drop_images()
+        self.rec.enter("done", sync=True)
+
+    def undo(self) -> None:
+        """First the destination, so that its copy can never run, then this side in the order that keeps clients."""
+        self.drop_page_channel()
+        job = self.job("dump")
+        if job is not None:
+            job.kill()
+        frozen = "freezing" in self.rec.data["times"]
+        patience = 0.0 if self.lost_since is not None else self.limits["undo"]
+        try:
+            self.ask({"op": "undo", "why": (self.rec.data.get("error") or {}).get("message", "")}, self.limits["undo"], patience)
+            self.rec.data["destination_undone"] = True
+        except MigrationError as error:
+            self.say(f"undo: the destination does not answer, its copy stays stopped and mute: {error}")
+            self.rec.data["destination_undone"] = False
+        if frozen:
+            self.resume()
+        self.drop_images()
+        self.rec.enter("undone", sync=True)
+        if not self.rec.data["destination_undone"]:
+            self.tell_later()
+
+    def drop_page_channel(self) -> None:
+        if self.page_channel is not None:
+            self.page_channel.close()
+            self.page_channel = None
+
+    def resume(self) -> None:
+        """Address back, TCP_REPAIR off, CRIU's nft table away, announce, SIGCONT: each may be done twice."""
+        procs = self.procs()
+        if self.address and self.rec.data.get("address_on"):
+            self.put_address_on()
+        sockets.in_repair(procs, off=True)
+        self.remove_criu_leftovers()
+        if self.address and self.rec.data.get("address_on"):
+            net.announce(self.address, self.rec.data["address_on"]["interface"])
+        proc.continue_procs(procs)
+        self.rec.data["times"]["resumed"] = time.time()
+
+    def remove_criu_leftovers(self) -> None:
+        names = stats.lock_tables(self.images, self.log_path("criu-dump.log"))
+        gone = net.delete_tables(names)
+        if gone:
+            self.say(f"removed nft table {', '.join(gone)}")
+
+    def tell_later(self) -> None:
+        try:
+            self.ask({"op": "undo", "why": "The source has undone."}, self.limits["undo"], self.limits["peer"])
+            self.rec.note(destination_undone=True)
+        except MigrationError as error:
+            self.say(f"the destination was never reached again: {error}")
+
+    def say_goodbye(self) -> None:
+        """The destination's guard may go; when the word is lost, it goes by itself later."""
+        try:
+            self.ask({"op": "done"}, self.limits["connect"], 5.0)
+        except MigrationError as error:
+            self.say(f"goodbye: {error}")
+        self.drop_link()
+        self.say("guard ends")
+
+
+def image_frames(folder: str, manifest: sync.Manifest) -> Any:
+    for header, body in sync.frames(0, folder, {}, manifest):
+        yield {**header, "images": True}, body
+
+
+def image_bytes(folder: str) -> int:
+    """Bytes of all images that lie on this node (the pages went elsewhere when a page server took them)."""
+    total = 0
+    for base, _folders, files in os.walk(folder):
+        total += sum(os.lstat(os.path.join(base, name)).st_size for name in files)
+    return total
+
+
+def mapped_files(procs: list[proc.Proc]) -> set[str]:
+    """Files that the tree maps shared and writable."""
+    found: set[str] = set()
+    for item in procs:
+        try:
+            with open(f"/proc/{item.pid}/maps", encoding="utf-8", errors="replace") as handle:
+                for line in handle:
+                    words = line.split(maxsplit=5)
+                    if len(words) == 6 and words[1][1] == "w" and words[1][3] == "s" and words[5].startswith("/"):
+                        found.add(words[5].rstrip("\n"))
+        except OSError:
+            continue
+    return found
+
