@@ -16,7 +16,7 @@ import json
 import os
 import struct
 import time
-from typing import Any, Dict, Optional
+from typing import Any
 
 SLOTS = 65536
 SLOT = struct.Struct("<d")
@@ -86,7 +86,7 @@ class Contract:
         """Return whether the program has been asked to end (the flag is gone)."""
         return not os.path.exists(self.path("checkpoint_flag"))
 
-    def requested_proof(self) -> Optional[str]:
+    def requested_proof(self) -> str | None:
         """Return the token of a waiting proof request, None where nobody asked."""
         try:
             with open(self.path("verify_request"), encoding="utf-8") as stream:
@@ -94,7 +94,7 @@ class Contract:
         except FileNotFoundError:
             return None
 
-    def answer(self, token: str, verified: bool, method: str, details: Dict[str, Any]) -> None:
+    def answer(self, token: str, verified: bool, method: str, details: dict[str, Any]) -> None:
         """Answer the request `token`: is the state whole, how was it checked, what was seen."""
         proof = {"token": token, "verified": verified, "method": method, "details": details}
         write_atomically(self.path("verify_result.json"), json.dumps(proof) + "\n")

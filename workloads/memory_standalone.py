@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from contract import Contract, Pace, argument_parser, say
 
@@ -25,8 +25,8 @@ class Blocks:
         """Start without any block; `block_megabytes` is the size of each."""
         self.seed = seed
         self.block_megabytes = block_megabytes
-        self.blocks: List[bytearray] = []
-        self.checksums: List[List[bytes]] = []
+        self.blocks: list[bytearray] = []
+        self.checksums: list[list[bytes]] = []
 
     def grow(self) -> None:
         """Fill one more megabyte, in a new block where the last one is full."""
@@ -42,7 +42,7 @@ class Blocks:
         """Return how many blocks are completely filled."""
         return sum(len(done) == self.block_megabytes for done in self.checksums)
 
-    def pieces(self) -> List[Tuple[int, int]]:
+    def pieces(self) -> list[tuple[int, int]]:
         """Return (block, piece) of every filled megabyte."""
         return [(block, piece) for block, done in enumerate(self.checksums) for piece in range(len(done))]
 
@@ -63,7 +63,7 @@ def prove(contract: Contract, token: str, memory: Blocks) -> None:
     """Check every checksum, and a spread sample against its seed; answer `token`."""
     started = time.monotonic()
     pieces = memory.pieces()
-    wrong: List[Tuple[int, int]] = []
+    wrong: list[tuple[int, int]] = []
     for place in pieces:
         if not memory.intact(*place):
             wrong.append(place)
@@ -73,7 +73,7 @@ def prove(contract: Contract, token: str, memory: Blocks) -> None:
         if not memory.as_made(*place):
             wrong.append(place)
         contract.beat()
-    details: Dict[str, Any] = {
+    details: dict[str, Any] = {
         "bytes": len(pieces) * MEGABYTE,
         "blocks": len(memory.blocks),
         "checksums": len(pieces),

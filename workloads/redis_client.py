@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from types import FrameType
-from typing import Any, Dict, List, Optional, TextIO, Tuple, Union
+from typing import Any, TextIO, Union
 
 from contract import Contract, Pace, argument_parser, say, write_atomically
 from redis_load import Load, is_whole
@@ -24,7 +24,7 @@ from redis_load import Load, is_whole
 CONNECT_LIMIT = 10.0  # seconds
 LOOK = 0.2  # seconds between two looks at the request to end while an answer is awaited
 GAPS_KEPT = 16
-Reply = Union[None, int, bytes, List[Any]]
+Reply = Union[None, int, bytes, list[Any]]
 
 
 class Broken(Exception):
@@ -42,10 +42,10 @@ class Connection:
         self.socket = socket.create_connection((host, port), timeout=CONNECT_LIMIT)
         self.socket.settimeout(None)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.give_up_at: Optional[float] = None  # time.monotonic() after which no answer is awaited
+        self.give_up_at: float | None = None  # time.monotonic() after which no answer is awaited
         self._buffer = bytearray()
 
-    def call(self, *commands: Tuple[Union[str, bytes], ...]) -> List[Reply]:
+    def call(self, *commands: tuple[str | bytes, ...]) -> list[Reply]:
         """Send all commands at once and return their replies.
 
         :raises OSError: when the connection breaks
@@ -106,14 +106,14 @@ class ClientStore:
         """Use `connection`."""
         self._connection = connection
 
-    def get(self, key: str) -> Optional[bytes]:
+    def get(self, key: str) -> bytes | None:
         """Return the value of `key`, None where there is none."""
         (value,) = self._connection.call(("GET", key))
         if value is not None and not isinstance(value, bytes):
             raise Broken(f"GET {key} was answered {value!r}")
         return value
 
-    def get_many(self, keys: List[str]) -> List[Optional[bytes]]:
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
         """Return the values of `keys` in their order."""
         (values,) = self._connection.call(("MGET", *keys))
         if not isinstance(values, list) or len(values) != len(keys):
@@ -134,8 +134,8 @@ class Gaps:
 
     def __init__(self) -> None:
         """Start without any acknowledgement."""
-        self.last: Optional[float] = None
-        self._longest: List[Tuple[float, float, float]] = []
+        self.last: float | None = None
+        self._longest: list[tuple[float, float, float]] = []
 
     def acknowledged(self) -> None:
         """Note that an answer has come now."""
@@ -148,7 +148,7 @@ class Gaps:
                 heapq.heapreplace(self._longest, gap)
         self.last = now
 
-    def report(self) -> Dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Return the longest gap, the longest but one as the usual one, and all that were kept."""
         gaps = [
             {"seconds": round(seconds, 6), "from": start, "to": end}
@@ -180,7 +180,7 @@ class Client:
                          options.num_keys, options.value_size, options.read_ratio, name)  # fmt: skip
         self.log: TextIO = open(contract.path("acknowledged.log"), "w", buffering=1, encoding="utf-8")
 
-    def end(self, number: int = 0, frame: Optional[FrameType] = None) -> None:
+    def end(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Ask for the end; answers are awaited a while longer."""
         if not self.ending:
             self.ending = True
@@ -206,11 +206,11 @@ class Client:
                 self.end()
             pace.wait()
 
-    def work(self) -> Dict[str, Any]:
+    def work(self) -> dict[str, Any]:
         """Operate, prove, and return the result; a break is part of it."""
         started = time.time()
-        errors: List[str] = []
-        proof: Optional[Dict[str, Any]] = None
+        errors: list[str] = []
+        proof: dict[str, Any] | None = None
         try:
             self.operate()
             self.connection.give_up_at = None

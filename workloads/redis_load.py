@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple
+from typing import Any, Callable, Protocol
 
 PROOF_BYTES = 1 << 20  # how much one step of filling or checking asks for at once
 METHOD = "every key against its derived value, acknowledged writes against the server's counter"
@@ -23,10 +23,10 @@ def value_of(key: str, version: int, size: int) -> bytes:
 class Store(Protocol):
     """What the mix needs of a connection to redis."""
 
-    def get(self, key: str) -> Optional[bytes]:
+    def get(self, key: str) -> bytes | None:
         """Return the value of `key`, None where there is none."""
 
-    def get_many(self, keys: List[str]) -> List[Optional[bytes]]:
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
         """Return the values of `keys` in their order."""
 
     def write(self, key: str, value: bytes, counter: str) -> int:
@@ -58,12 +58,12 @@ class Load:
         """Return what key `number` has to hold now."""
         return value_of(self.key(number), self.versions[number], self.value_size)
 
-    def steps(self) -> List[Tuple[int, int]]:
+    def steps(self) -> list[tuple[int, int]]:
         """Return (first, end) of key ranges whose values are about a megabyte each."""
         size = max(1, min(1000, PROOF_BYTES // self.value_size))
         return [(first, min(first + size, self.num_keys)) for first in range(0, self.num_keys, size)]
 
-    def operate(self) -> Optional[Tuple[str, int, int]]:
+    def operate(self) -> tuple[str, int, int] | None:
         """Do one read or write; return (key, version, counter) of an acknowledged write.
 
         :raises OSError: or the store's own error, when the connection fails
@@ -84,12 +84,12 @@ class Load:
         self.wrong_counts += count != self.written
         return key, version, count
 
-    def prove(self, served: Callable[[], None], version_zero_is_absent: bool = False) -> Dict[str, Any]:
+    def prove(self, served: Callable[[], None], version_zero_is_absent: bool = False) -> dict[str, Any]:
         """Read every key back; `served` is called after each answer. Return what was seen.
 
         With `version_zero_is_absent` a key that was never written must not be there.
         """
-        wrong: List[str] = []
+        wrong: list[str] = []
         present = 0
         for first, end in self.steps():
             values = self.store.get_many([self.key(number) for number in range(first, end)])
@@ -116,9 +116,7 @@ class Load:
         }
 
 
-def is_whole(proof: Dict[str, Any]) -> bool:
+def is_whole(proof: dict[str, Any]) -> bool:
     """Return whether a proof shows no lost, doubled or damaged key or write."""
-    return (
-        proof["wrong"] == proof["wrong_reads"] == proof["wrong_counts"] == 0
-        and proof["counted"] == proof["acknowledged"]
-    )
+    faults = proof["wrong"] or proof["wrong_reads"] or proof["wrong_counts"]
+    return not faults and bool(proof["counted"] == proof["acknowledged"])

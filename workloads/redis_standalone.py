@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from types import FrameType
-from typing import Any, List, Optional, cast
+from typing import Any, Optional, cast
 
 from contract import Contract, Pace, argument_parser, say
 from redis_load import METHOD, Load, is_whole, value_of
@@ -35,13 +35,13 @@ class RedisStore:
         """Use `client`, a redis.Redis."""
         self._client = client
 
-    def get(self, key: str) -> Optional[bytes]:
+    def get(self, key: str) -> bytes | None:
         """Return the value of `key`, None where there is none."""
         return cast(Optional[bytes], self._client.get(key))
 
-    def get_many(self, keys: List[str]) -> List[Optional[bytes]]:
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
         """Return the values of `keys` in their order."""
-        return cast(List[Optional[bytes]], self._client.mget(keys))
+        return cast(list[Optional[bytes]], self._client.mget(keys))
 
     def write(self, key: str, value: bytes, counter: str) -> int:
         """Set `key` and add one to `counter` in one transaction; return the counter."""
@@ -181,7 +181,7 @@ def run(options: Any) -> None:
         server.wait()
 
 
-def end_by_signal(number: int, frame: Optional[FrameType]) -> None:
+def end_by_signal(number: int, frame: FrameType | None) -> None:
     """Turn a signal into an orderly end, so that no server stays behind."""
     raise Ended
 
