@@ -32,15 +32,14 @@ from typing import Any
 
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
-
 OURS = ("assert", "criu_", "fail", "guard", "lab_", "migration_", "workload_")
 
 
 class Ticker:
     """Writes a line every so many seconds while something runs.
 
-    It writes with os.write: Ansible forks, and a lock of the display that this thread holds would stay held for
-    ever in the child.
+    It writes with os.write: Ansible forks, and a lock of the display that this thread holds would stay held
+    for ever in the child.
     """
 
     def __init__(self, interval: float) -> None:

@@ -15,20 +15,10 @@ from typing import Any
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.module_utils.parsing.convert_bool import boolean
 
+from .limits import DEFAULTS as LIMITS
+
 DEADLINES = {"aws": 120.0, "gcp": 30.0}
 """Seconds between a cloud's notice and the end of the instance."""
-
-LIMITS = {
-    "connect": 15.0,
-    "freeze": 10.0,
-    "dump": 120.0,
-    "transfer": 600.0,
-    "restore": 120.0,
-    "link": 60.0,
-    "commit": 60.0,
-    "undo": 60.0,
-}
-"""Seconds that a migration waits at most for each step."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "predump_iterations": (0, 1000),

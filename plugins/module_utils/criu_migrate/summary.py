@@ -1,0 +1,155 @@
+"""The console summary of a run, made of its metrics. Plain functions of data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LINE = "=" * 60
+MB = 1024 * 1024
+RESULTS = {
+    "migrated": "migrated",
+    "rolled_back": "ROLLED BACK, the process goes on on the source",
+    "failed": "FAILED",
+}
+
+
+def seconds(value: Any, digits: int = 2) -> str:
+    """Return a duration as the summary shows it; ``not measured`` for null."""
+    return "not measured" if value is None else f"{value:.{digits}f}s"
+
+
+def size(value: Any) -> str:
+    """Return a number of bytes in MB of 1024 x 1024 bytes; ``not measured`` for null."""
+    return "not measured" if value is None else f"{value / MB:.2f} MB"
+
+
+def render(metrics: Mapping[str, Any], results_dir: str) -> str:
+    """Return the summary of a run.
+
+    :param metrics: what metrics.json holds; parts that are missing are left out
+    :param results_dir: the folder with everything else
+    """
+    workload = metrics.get("workload", {}).get("name", "unknown")
+    blocks = [
+        _head(metrics),
+        _pre_dumps(metrics.get("pre_dumps") or []),
+        _work(metrics),
+        _downtime(metrics.get("downtime") or {}),
+        _times(metrics.get("times") or {}),
+        _nodes(metrics),
+        _deadlines(metrics.get("deadlines") or {}),
+        _integrity(metrics.get("integrity") or {}),
+    ]
+    title = [
+        LINE,
+        f"CRIU Experiment Metrics: {metrics.get('experiment_name') or metrics.get('run_id', '')}",
+        f"Workload Type: {workload}",
+        LINE,
+    ]
+    total = seconds((metrics.get("times") or {}).get("total"))
+    tail = [f"Total Experiment Duration: {total}", f"Results: {results_dir}", LINE]
+    body = [line for block in blocks if block for line in ("", *block)]
+    return "\n".join([*title, *body, "", *tail])
+
+
+def _head(metrics: Mapping[str, Any]) -> list[str]:
+    status = str(metrics.get("status", "failed"))
+    lines = [f"Result: {RESULTS.get(status, status)}"]
+    error = metrics.get("error")
+    if error:
+        lines.append(f"  Phase: {error.get('phase')}")
+        lines += [f"  Cause: {line}" if place == 0 else f"         {line}"
+                  for place, line in enumerate(str(error.get("message", "")).splitlines())]
+        if error.get("remedy"):
+            lines.append(f"  Remedy: {error['remedy']}")
+    process = metrics.get("process") or {}
+    if process.get("node"):
+        pid = f" as PID {process['pid']}" if process.get("pid") is not None else ""
+        lines.append(f"  Process: runs on {process['node']}{pid}")
+    elif error or status != "migrated":
+        lines.append("  Process: not known to run; playbooks/resolve.yml shows both records")
+    strategy = metrics.get("strategy") or "none"
+    lazy = ", lazy restore" if metrics.get("lazy_restore") else ""
+    reason = f" ({metrics['strategy_reason']})" if metrics.get("strategy_reason") else ""
+    lines += [f"  Strategy: {strategy}{lazy}{reason}", f"  Run: {metrics.get('run_id', '')}"]
+    return lines
+
+
+def _pre_dumps(rounds: list[Any]) -> list[str]:
+    if not rounds:
+        return []
+    total = sum(one["seconds"] for one in rounds)
+    lines = [f"Pre-dump Iterations: {len(rounds)}", f"  Total time: {seconds(total)}",
+             f"  Average time: {seconds(total / len(rounds))}"]
+    return lines + [f"  Iteration {place}: {seconds(one['seconds'])}" for place, one in enumerate(rounds, 1)]
+
+
+def _work(metrics: Mapping[str, Any]) -> list[str]:
+    parts, transfer = metrics.get("downtime") or {}, metrics.get("transfer") or {}
+    if parts.get("dump") is None:
+        return []
+    rate = transfer.get("throughput")
+    lines = ["Final Dump:", f"  Duration: {seconds(parts['dump'])}", "", "Transfer:",
+             f"  Method: {transfer.get('method')} (encryption: {transfer.get('encryption')})",
+             f"  Duration: {seconds(transfer.get('seconds'))}", f"  Size: {size(transfer.get('bytes'))}",
+             f"  Throughput: {'not measured' if rate is None else f'{rate / MB:.2f} MB/s'}"]
+    if parts.get("restore") is not None:
+        lines += ["", "Restore:", f"  Duration: {seconds(parts['restore'])}"]
+    lazy = metrics.get("lazy") or {}
+    if lazy.get("pages_total"):
+        lines += ["", "Lazy Pages:", f"  Pages: {lazy.get('pages_transferred')} of {lazy['pages_total']}",
+                  f"  Duration: {seconds(lazy.get('seconds'))}"]
+    return lines
+
+
+def _downtime(parts: Mapping[str, Any]) -> list[str]:
+    if parts.get("frozen") is None and parts.get("service") is None:
+        return []
+    service = "not visible" if parts.get("service") is None else seconds(parts["service"], 3)
+    lines = ["Downtime:", f"  Service: {service} (usual gap {seconds(parts.get('usual_gap'), 3)}, "
+             f"resolution {seconds(parts.get('resolution'), 3)})"]
+    if parts.get("witness") is not None:
+        lines.append(f"  Witness: {seconds(parts['witness'], 3)}")
+    lines.append(f"  Frozen: {seconds(parts.get('frozen'), 3)}")
+    names = ("dump", "transfer", "restore", "handover")
+    return lines + [f"    {name.capitalize()}: {seconds(parts[name], 3)}" for name in names
+                    if parts.get(name) is not None]
+
+
+def _times(times: Mapping[str, Any]) -> list[str]:
+    if not times:
+        return []
+    names = ("preparation", "downtime", "resume", "total")
+    return ["Times:", *(f"  {name.capitalize()}: {seconds(times.get(name), 3)}" for name in names)]
+
+
+def _nodes(metrics: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key, title, show in (("memory", "Memory", size), ("open_files", "Open Files", str)):
+        for node, figures in (metrics.get(key) or {}).items():
+            before, after = figures.get("before"), figures.get("after")
+            if before is not None and after is not None:
+                lines.append(f"  {title} on the {node}: {show(before)} -> {show(after)}")
+    return ["Nodes, before -> after:", *lines] if lines else []
+
+
+def _deadlines(deadlines: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, one in deadlines.items():
+        label = f"  {name.upper() if name in ('aws', 'gcp') else name} ({one['limit']:g}s)"
+        if one.get("met") is None or one.get("used") is None:
+            lines.append(f"{label}: no verdict, the process did not leave the source")
+        elif one["met"]:
+            lines.append(f"{label}: met, {seconds(one['used'])} used, {seconds(one['margin'])} left")
+        else:
+            lines.append(f"{label}: MISSED by {seconds(-one['margin'])}, {seconds(one['used'])} used")
+    return ["Deadlines:", *lines] if lines else []
+
+
+def _integrity(integrity: Mapping[str, Any]) -> list[str]:
+    if not integrity:
+        return []
+    method = f" ({integrity['method']})" if integrity.get("method") else ""
+    word = {True: "verified", False: "NOT WHOLE", None: "the workload cannot tell"}[integrity.get("verified")]
+    return [f"Integrity: {word}{method}"]
