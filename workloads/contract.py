@@ -115,7 +115,7 @@ class Pace:
         delay = self._due - time.monotonic()
         if delay > 0:
             time.sleep(delay)
-        elif delay < -1.0:
+        elif delay < -0.1:
             self._due = time.monotonic()
 
 
