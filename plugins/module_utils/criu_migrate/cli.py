@@ -201,7 +201,12 @@ class Job:
 
     def result(self, rc: int) -> Result:
         return Result(
-            self.cmd, rc, time.time() - self.began, self.log, tail(self.log), tail(os.path.join(self.folder, self.name + ".err"))
+            self.cmd,
+            rc,
+            time.time() - self.began,
+            self.log,
+            tail(self.log),
+            tail(os.path.join(self.folder, self.name + ".err")),
         )
 
     def kill(self) -> None:
@@ -216,7 +221,8 @@ def failed(what: str, result: Result) -> CriuError:
     """The error for a criu command that did not end with 0; CRIU's first complaint is the cause."""
     complaint = ""
     for line in (result.log_tail + "\n" + result.stderr).splitlines():
-        if "Error" in line:
+        # RLIMIT_NOFILE: CRIU asks for more than a container may have and goes on without
+        if "Error" in line and "RLIMIT_NOFILE" not in line:
             complaint = re.sub(r"^\([\d.]+\)\s*(\d+:\s*)?", "", line).strip()
             break
     message = f"criu {what} ended with {result.rc}" + (f": {complaint}" if complaint else ".")
@@ -224,13 +230,23 @@ def failed(what: str, result: Result) -> CriuError:
 
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
+    ("Can't get rlimit", "CRIU lacks CAP_SYS_RESOURCE here: run the workload as root (workload_user=root)."),
     ("No space left on device", "The image directory is full: free space there, or image_storage=disk."),
-    ("is already traced|seize task|can't be ptraced|ptrace", "End the tracer (strace, gdb) on the process, then migrate again."),
+    (
+        "is already traced|seize task|can't be ptraced|ptrace",
+        "End the tracer (strace, gdb) on the process, then migrate again.",
+    ),
     ("Can't bind inet socket.*Address already in use", "Another process on the destination has that port: stop it."),
     ("Cannot assign requested address", "The address is not on that node: move it along with service_address=ADDRESS."),
-    ("Can't open file|file .* not found|No such file", "Put that file at the same path on the destination (sync_paths=...)."),
+    (
+        "Can't open file|file .* not found|No such file",
+        "Put that file at the same path on the destination (sync_paths=...).",
+    ),
     ("has bad size|mismatch", "That file differs between the nodes: make them the same (sync_paths=...)."),
-    ("[Pp]id .*(exist|taken|use)|File exists", "A PID of the tree is taken on the destination: stop that process, or restart it."),
+    (
+        "[Pp]id .*(exist|taken|use)|File exists",
+        "A PID of the tree is taken on the destination: stop that process, or restart it.",
+    ),
     ("Connected TCP socket", "Allow connections: tcp_established=true with service_address, or tcp_close=true."),
     ("Operation not permitted", "The node lacks a privilege that CRIU needs: see playbooks/preflight.yml."),
 )
@@ -249,7 +265,9 @@ class Criu:
     def __init__(self, path: str = "", options: Optional[Options] = None) -> None:
         found = path or shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin")
         if not found:
-            raise CriuError("criu is not installed on this node.", "Run playbooks/prepare.yml or migrate.yml, which install it.")
+            raise CriuError(
+                "criu is not installed on this node.", "Run playbooks/prepare.yml or migrate.yml, which install it."
+            )
         self.path = found
         self.options = options or Options()
 
@@ -258,11 +276,17 @@ class Criu:
         cmd = [self.path, *words]
         began = time.monotonic()
         try:
-            done = subprocess.run(cmd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, check=False)
+            done = subprocess.run(
+                cmd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, check=False
+            )
         except subprocess.TimeoutExpired as error:
-            raise CriuError(f"criu {words[0]} did not end within {limit:g} s.", "Look at the node's kernel log.") from error
+            raise CriuError(
+                f"criu {words[0]} did not end within {limit:g} s.", "Look at the node's kernel log."
+            ) from error
         text = done.stdout + done.stderr
-        return Result(cmd, done.returncode, time.monotonic() - began, "", "\n".join(text.splitlines()[-TAIL_LINES:]), text)
+        return Result(
+            cmd, done.returncode, time.monotonic() - began, "", "\n".join(text.splitlines()[-TAIL_LINES:]), text
+        )
 
     def version(self) -> str:
         match = re.search(r"Version: (\S+)", self.run(["--version"]).stderr)
@@ -275,20 +299,34 @@ class Criu:
     def _images(self, action: str, images: str, work: str, log: str) -> list[str]:
         return [self.path, action, "-D", images, "-W", work, "-v4", "-o", log]
 
-    def dump_argv(self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-dump.log") -> list[str]:
+    def dump_argv(
+        self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-dump.log"
+    ) -> list[str]:
         """dump --leave-stopped: success never kills, the source's copy is killed by its guard alone."""
-        words = [*self._images("dump", images, work, log), "-t", str(pid), "--leave-stopped", *self.options.argv("dump")]
+        words = [
+            *self._images("dump", images, work, log),
+            "-t",
+            str(pid),
+            "--leave-stopped",
+            *self.options.argv("dump"),
+        ]
         return words + (pages.argv(client=True) if pages else [])
 
-    def pre_dump_argv(self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, previous: str = "") -> list[str]:
+    def pre_dump_argv(
+        self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, previous: str = ""
+    ) -> list[str]:
         words = [*self._images("pre-dump", images, work, "criu-pre-dump.log"), "-t", str(pid), "--track-mem"]
         words += self.options.argv("pre-dump") + (["--prev-images-dir", previous] if previous else [])
         return words + (pages.argv(client=True) if pages else [])
 
-    def page_server_argv(self, images: str, work: str, pages: PageServer, log: str = "criu-page-server.log") -> list[str]:
+    def page_server_argv(
+        self, images: str, work: str, pages: PageServer, log: str = "criu-page-server.log"
+    ) -> list[str]:
         return [*self._images("page-server", images, work, log), *pages.argv(client=False)]
 
-    def lazy_pages_argv(self, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-lazy-pages.log") -> list[str]:
+    def lazy_pages_argv(
+        self, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-lazy-pages.log"
+    ) -> list[str]:
         words = self._images("lazy-pages", images, work, log)
         return words + (pages.argv(client=True) if pages else [])
 

@@ -29,7 +29,9 @@ def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
         record.write_file(os.path.join(folder, "tls", name + ".pem"), tls[name].encode())
     record.write_file(os.path.join(folder, "guard.pyz"), payload.build())
     record.write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1, sort_keys=True).encode())
-    record.Record.create(run_id, str(config["role"]), workload=config.get("workload") or {}, working_dir=config.get("working_dir", ""))
+    record.Record.create(
+        run_id, str(config["role"]), workload=config.get("workload") or {}, working_dir=config.get("working_dir", "")
+    )
     return True
 
 
@@ -145,7 +147,13 @@ def collect(run_id: str) -> dict[str, Any]:
             handle.seek(max(0, os.fstat(handle.fileno()).st_size - MAX_LOG))
             logs["output.log"] = handle.read().decode("utf-8", "replace")
     alive_now = [item.pid for item in map(proc.Proc.from_dict, rec.data.get("procs", [])) if item.alive()]
-    return {"record": rec.data, "logs": logs, "stats": stats.read(folder), "guard_alive": alive(run_id), "alive": alive_now}
+    return {
+        "record": rec.data,
+        "logs": logs,
+        "stats": stats.read(folder),
+        "guard_alive": alive(run_id),
+        "alive": alive_now,
+    }
 
 
 def leftovers(run_id: str) -> dict[str, Any]:
@@ -154,7 +162,9 @@ def leftovers(run_id: str) -> dict[str, Any]:
     config = guard.read_config(run_id)
     procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
     return {
-        "stopped": [item.pid for item in procs if item.alive() and not item.stopped_before and proc.fully_stopped(item.pid)],
+        "stopped": [
+            item.pid for item in procs if item.alive() and not item.stopped_before and proc.fully_stopped(item.pid)
+        ],
         "muted": net.is_muted(run_id),
         "images": os.path.isdir(str(config["images_dir"])) and not config.get("keep_images"),
         "guard": alive(run_id),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Optional
 
-from . import net, proc, rsh, sockets, sync, wire
+from . import net, proc, relay, sockets, sync, wire
 from .cli import Job, PageServer, failed
 from .errors import LinkLost, MigrationError, Refused
 from .guard import Guard
@@ -28,6 +28,7 @@ class DestinationGuard(Guard):
     def __init__(self, rec: Record, config: dict[str, Any]) -> None:
         super().__init__(rec, config)
         self.busy = threading.RLock()
+        self.page_server_started = threading.Condition(self.busy)
         self.token = ""
         self.heard = time.monotonic()
         self.finished = threading.Event()
@@ -36,6 +37,7 @@ class DestinationGuard(Guard):
             "hello": self.on_hello,
             "ping": lambda _request: {"now": time.time()},
             "pages": self.on_pages,
+            "pages_ready": self.on_pages_ready,
             "pages_done": self.on_pages_done,
             "images": self.on_images,
             "restore": self.on_restore,
@@ -71,7 +73,8 @@ class DestinationGuard(Guard):
         context = wire.context(True, *(self.tls_path(name) for name in ("ca", "cert", "key")))
         self.say(f"listening on port {self.rec.data['port']}")
         while not self.finished.is_set():
-            ready = select.select([listener, self.wake_read], [], [], 5.0)[0]
+            watched: list[Any] = [listener, self.wake_read]
+            ready = select.select(watched, [], [], 5.0)[0]
             if listener in ready:
                 sock, peer = listener.accept()
                 threading.Thread(target=self.serve, args=(sock, peer, context), daemon=True).start()
@@ -95,24 +98,30 @@ class DestinationGuard(Guard):
 
     def serve(self, sock: socket.socket, peer: Any, context: ssl.SSLContext) -> None:
         """One connection: a raw channel for pages, or the TLS link with requests."""
+        handed_over = False
         try:
             sock.settimeout(self.limits["connect"])
             token = wire.read_preamble(sock)
             if token:
-                self.take_pages(sock, token)
+                if self.encrypted:
+                    raise MigrationError("Pages have to come encrypted.", "Same version on both nodes?")
+                sock.settimeout(None)
+                self.start_page_server(sock, token)
                 return
-            wire.tune(sock, 10.0)
+            wire.tune(sock, wire.SILENCE)
             secure = context.wrap_socket(sock, server_side=True)
             secure.settimeout(None)
-            self.converse(wire.Link(secure))
+            handed_over = self.converse(wire.Link(secure), secure)
         except LinkLost as error:
             self.say(str(error))
         except (OSError, MigrationError) as error:
             self.say(f"connection from {peer}: {error}")
         finally:
-            sock.close()
+            if not handed_over:
+                sock.close()
 
-    def converse(self, link: wire.Link) -> None:
+    def converse(self, link: wire.Link, sock: ssl.SSLSocket) -> bool:
+        """Answer requests until the link breaks; True when the connection now belongs to a relay."""
         receiver = sync.Receiver(self.roots)
         images = sync.Receiver([self.images])
         problem: Optional[MigrationError] = None
@@ -121,8 +130,11 @@ class DestinationGuard(Guard):
             self.heard = time.monotonic()
             name = str(header.get("op"))
             if name == "rsync":
-                rsh.serve(link.sock, header["argv"], self.images, self.log_path("rsync.log"))
-                return
+                relay.serve_rsync(sock, header["argv"], self.images, self.log_path("rsync.log"))
+                return True
+            if name == "page_channel":
+                self.start_page_server(relay.attach(sock), str(header["token"]))
+                return True
             if name in ("entry", "block", "close", "gone"):
                 # Frames have no answer of their own; what went wrong is said at the end of the round.
                 try:
@@ -141,6 +153,8 @@ class DestinationGuard(Guard):
                 problem, receiver, images = None, sync.Receiver(self.roots), sync.Receiver([self.images])
                 continue
             link.send(self.answer(name, header))
+            if name == "done":
+                self.finish()
 
     def answer(self, name: str, request: Answer) -> Answer:
         if name == "ping":  # clock offset: never behind a request that takes its time
@@ -171,21 +185,32 @@ class DestinationGuard(Guard):
         old = self.job("page-server")
         if old:
             old.kill()
+            del self.rec.data["jobs"]["page-server"]
         self.make_images_dir()
         self.rec.enter("receiving")
         self.token = secrets.token_hex(wire.TOKEN // 2)
         return {"token": self.token}
 
-    def take_pages(self, sock: socket.socket, token: str) -> None:
-        if not self.token or not secrets.compare_digest(token, self.token):
-            self.say("a page channel with a wrong token was refused")
-            return
-        self.token = ""
-        sock.settimeout(None)
-        pages = PageServer(fd=sock.fileno(), tls=self.criu_tls())
-        cmd = self.criu.page_server_argv(self.images, self.folder, pages)
-        self.start_job("page-server", cmd, self.log_path("criu-page-server.log"), (sock.fileno(),))
-        sock.sendall(b"R")  # the source waits for this before it freezes anything
+    def start_page_server(self, sock: socket.socket, token: str) -> None:
+        """criu gets the connection itself: there is no second port, and nothing is left to set up after the freeze."""
+        with sock:
+            if not self.token or not secrets.compare_digest(token, self.token):
+                raise MigrationError("A page channel with a wrong token was refused.", "Run the migration again.")
+            self.token = ""
+            cmd = self.criu.page_server_argv(self.images, self.folder, PageServer(fd=sock.fileno()))
+            with self.page_server_started:
+                self.start_job("page-server", cmd, self.log_path("criu-page-server.log"), (sock.fileno(),))
+                self.page_server_started.notify_all()
+
+    def on_pages_ready(self, _request: Answer) -> Answer:
+        """The page server holds the channel: the source may freeze."""
+        deadline = time.monotonic() + self.limits["connect"]
+        with self.page_server_started:
+            while self.job("page-server") is None:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self.page_server_started.wait(left):
+                    raise MigrationError("The destination did not start its page server.", "See guard.log there.")
+        return {}
 
     def on_pages_done(self, _request: Answer) -> Answer:
         job = self.job("page-server")
@@ -218,7 +243,9 @@ class DestinationGuard(Guard):
         result = job.wait(self.limits["restore"])
         if result is None:
             job.kill()
-            raise MigrationError(f"criu restore did not end within {self.limits['restore']:g} s.", "Raise limits.restore.")
+            raise MigrationError(
+                f"criu restore did not end within {self.limits['restore']:g} s.", "Raise limits.restore."
+            )
         if result.rc:
             raise failed("restore", result)
         self.check_copy(expected)
@@ -239,7 +266,9 @@ class DestinationGuard(Guard):
 
     def place_for_address(self, request: Answer) -> dict[str, Any]:
         if net.find_address(self.address):
-            raise MigrationError(f"{self.address} is already on the destination.", "Take it off there, then migrate again.")
+            raise MigrationError(
+                f"{self.address} is already on the destination.", "Take it off there, then migrate again."
+            )
         name = self.config.get("service_interface")
         if name:
             return {"interface": name, "prefix": int((request.get("address_on") or {}).get("prefix", 32))}
@@ -308,7 +337,9 @@ class DestinationGuard(Guard):
 
     def on_undo(self, request: Answer) -> Answer:
         if self.rec.state in ("running", "done"):
-            raise MigrationError("The copy on the destination runs already.", "The records decide: see playbooks/resolve.yml.")
+            raise MigrationError(
+                "The copy on the destination runs already.", "The records decide: see playbooks/resolve.yml."
+            )
         self.undo(str(request.get("why") or ""))
         return {"state": self.rec.state}
 
@@ -352,18 +383,21 @@ class DestinationGuard(Guard):
     def wait_for_sockets(self) -> None:
         deadline = time.monotonic() + 2.0
         while sockets.sockets_of_address(self.address) and time.monotonic() < deadline:
-            time.sleep(0.01)  # closing sockets leave the table without an event; what stays is mute until the address is off
+            time.sleep(
+                0.01
+            )  # closing sockets leave the table without an event; what stays is mute until the address is off
 
     def on_done(self, _request: Answer) -> Answer:
         if self.rec.state == "running":
             self.drop_images()
             self.rec.enter("done")
-        self.finish()
         return {"state": self.rec.state}
 
     def refuse_unless(self, *states: str) -> None:
         if self.rec.state not in states:
-            raise Refused(f"The destination is {self.rec.state}, not {' or '.join(states)}.", "See playbooks/resolve.yml.")
+            raise Refused(
+                f"The destination is {self.rec.state}, not {' or '.join(states)}.", "See playbooks/resolve.yml."
+            )
 
 
 def hash_of(text: str) -> int:

@@ -10,7 +10,7 @@ import time
 from typing import Any, Optional
 
 from . import limits, net, proc, record
-from .cli import Criu, Job, Options, Tls
+from .cli import Criu, Job, Options
 from .errors import MigrationError
 
 LOGS = ("criu-dump.log", "criu-restore.log", "criu-page-server.log", "criu-lazy-pages.log", "guard.log", "rsync.log")
@@ -39,9 +39,6 @@ class Guard:
 
     def tls_path(self, name: str) -> str:
         return os.path.join(self.folder, "tls", name + ".pem")
-
-    def criu_tls(self) -> Optional[Tls]:
-        return Tls(self.tls_path("ca"), self.tls_path("cert"), self.tls_path("key")) if self.encrypted else None
 
     def make_images_dir(self) -> None:
         """A fresh private directory: images hold the memory of the process."""
@@ -74,9 +71,12 @@ class Guard:
 
     def observe(self, key: str, procs: list[proc.Proc]) -> None:
         """Memory (bytes), open files and a readable status of the tree, into the record."""
-        self.rec.note(
-            **{key: {"memory": proc.memory(procs), "open_files": proc.open_files(procs), "status": proc.status_text(procs)}}
-        )
+        self.rec.data[key] = {
+            "memory": proc.memory(procs),
+            "open_files": proc.open_files(procs),
+            "status": proc.status_text(procs),
+        }
+        self.rec.note()
 
     def heartbeat_mtime(self) -> Optional[float]:
         """When the kernel last saw the workload write its heartbeat (seconds, this node's clock)."""
@@ -117,9 +117,9 @@ def main(argv: list[str]) -> int:
     from .source import SourceGuard
 
     if len(argv) >= 3 and argv[1] == "rsh":
-        from .rsh import relay
+        from .relay import rsh
 
-        return relay(argv[2], argv[3:])
+        return rsh(argv[2], argv[3:])
     run_id = argv[1]
     log = os.path.join(record.run_dir(run_id), "guard.log")
     if "--foreground" not in argv and not detach(log):

@@ -76,7 +76,9 @@ def remove_address(address: str) -> bool:
         return False
     _run("ip", "addr", "del", f"{address}/{found['prefix']}", "dev", found["interface"])
     if find_address(address):
-        raise MigrationError(f"{address} is still on {found['interface']} after it was removed.", "Is it configured twice?")
+        raise MigrationError(
+            f"{address} is still on {found['interface']} after it was removed.", "Is it configured twice?"
+        )
     return True
 
 
@@ -124,7 +126,11 @@ table arp {name} {{
 
 def tables() -> list[tuple[str, str]]:
     """(family, name) of every nft table of this network namespace."""
-    return [(words[1], words[2]) for words in (line.split() for line in _run("nft", "list", "tables").splitlines()) if len(words) > 2]
+    return [
+        (words[1], words[2])
+        for words in (line.split() for line in _run("nft", "list", "tables").splitlines())
+        if len(words) > 2
+    ]
 
 
 def delete_tables(names: list[str]) -> list[str]:

@@ -11,7 +11,18 @@ from typing import Any, Optional
 RUNS = "/var/lib/criu-migrate"
 
 # In the order in which they are passed through. Names are part of metrics and of resolve.yml.
-SOURCE_STATES = ("armed", "freezing", "frozen", "dumped", "detached", "restored", "committed", "done", "undoing", "undone")
+SOURCE_STATES = (
+    "armed",
+    "freezing",
+    "frozen",
+    "dumped",
+    "detached",
+    "restored",
+    "committed",
+    "done",
+    "undoing",
+    "undone",
+)
 DESTINATION_STATES = ("armed", "receiving", "restoring", "restored", "running", "done", "undoing", "undone")
 FINAL = ("done", "undone")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Optional
 
-from . import net, proc, sockets, stats, sync, wire
+from . import net, proc, relay, sockets, stats, sync, wire
 from .cli import PageServer, Result, failed, tail
 from .errors import LinkLost, MigrationError, Refused
 from .guard import Guard
@@ -63,27 +64,15 @@ class SourceGuard(Guard):
 
     # --- the link ----------------------------------------------------------------------------------------------
 
-    def dial(self) -> socket.socket:
-        peer = self.config["peer"]
-        try:
-            sock = socket.create_connection((peer["host"], int(peer["port"])), timeout=self.limits["connect"])
-        except OSError as error:
-            raise LinkLost(f"The destination's guard cannot be reached at {peer['host']}:{peer['port']}: {error}") from error
-        wire.tune(sock, 10.0)
-        return sock
-
     def connected(self) -> wire.Link:
         if self.link is None:
-            sock = self.dial()
-            context = wire.context(False, *(self.tls_path(name) for name in ("ca", "cert", "key")))
+            link = wire.Link(relay.dial(self.config, self.folder, self.limits["connect"]))
             try:
-                secure = context.wrap_socket(sock)
-            except OSError as error:
-                sock.close()
-                raise LinkLost(f"TLS with the destination's guard failed: {error}") from error
-            secure.settimeout(None)
-            link = wire.Link(secure)
-            self.exchange(link, {"op": "hello", "run_id": self.run_id, "state": self.rec.state}, self.limits["connect"])
+                hello = {"op": "hello", "run_id": self.run_id, "state": self.rec.state}
+                self.exchange(link, hello, self.limits["connect"])
+            except MigrationError:
+                link.close()
+                raise
             self.link = link
         return self.link
 
@@ -101,7 +90,13 @@ class SourceGuard(Guard):
             self.link.close()
             self.link = None
 
-    def ask(self, request: Answer, limit: float, patience: Optional[float] = None, frames: Optional[Callable[[], Any]] = None) -> Answer:
+    def ask(
+        self,
+        request: Answer,
+        limit: float,
+        patience: Optional[float] = None,
+        frames: Optional[Callable[[], Any]] = None,
+    ) -> Answer:
         """One request, redialled and asked again while the link is down, for `patience` seconds (default: the
         limit "link"; after the commit without end). Every request may be asked twice."""
         pause = 0.1
@@ -120,7 +115,9 @@ class SourceGuard(Guard):
                 endless = self.rec.state == "committed"
                 self.say(f"{request['op']}: {error}")
                 if not endless and now - self.lost_since > (self.limits["link"] if patience is None else patience):
-                    raise LinkLost(f"No word from the destination's guard for {now - self.lost_since:.0f} s.", str(error)) from error
+                    raise LinkLost(
+                        f"No word from the destination's guard for {now - self.lost_since:.0f} s.", str(error)
+                    ) from error
                 time.sleep(pause)  # a cut link gives no event when it heals
                 pause = min(pause * 2, 1.0)
 
@@ -137,7 +134,9 @@ class SourceGuard(Guard):
         if self.address:
             where = net.find_address(self.address)
             if where is None:
-                raise MigrationError(f"{self.address} is not on the source.", "Add it there, or leave service_address out.")
+                raise MigrationError(
+                    f"{self.address} is not on the source.", "Add it there, or leave service_address out."
+                )
             self.rec.note(address_on=where)
         self.rec.enter("freezing", procs=[item.as_dict() for item in procs])
 
@@ -177,12 +176,14 @@ class SourceGuard(Guard):
             self.ask({"op": "images"}, self.limits["connect"])
             return
         token = str(self.ask({"op": "pages"}, self.limits["connect"])["token"])
-        sock = self.dial()
-        sock.sendall(wire.PAGE_MAGIC + token.encode())
-        if sock.recv(1) != b"R":
-            raise LinkLost("The destination did not start its page server.")
-        sock.settimeout(None)
-        self.page_channel = sock
+        sock = relay.dial(self.config, self.folder, self.limits["connect"], self.encrypted)
+        if isinstance(sock, ssl.SSLSocket):
+            wire.Link(sock).send({"op": "page_channel", "token": token})
+            self.page_channel = relay.attach(sock)
+        else:
+            sock.sendall(wire.PAGE_MAGIC + token.encode())
+            self.page_channel = sock
+        self.ask({"op": "pages_ready"}, self.limits["connect"])
 
     # --- the freeze --------------------------------------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class SourceGuard(Guard):
             if self.transfer == "page_server" and self.page_channel is None:
                 self.open_transfer()
             fd = self.page_channel.fileno() if self.page_channel else None
-            pages = PageServer(fd=fd, tls=self.criu_tls()) if fd is not None else None
+            pages = PageServer(fd=fd) if fd is not None else None
             cmd = self.criu.dump_argv(self.root.pid, self.images, self.folder, pages)
             job = self.start_job("dump", cmd, self.log_path("criu-dump.log"), (fd,) if fd is not None else ())
             if self.page_channel is not None:
@@ -242,14 +243,23 @@ class SourceGuard(Guard):
         words += [self.images + "/", f"destination:{self.images}/"]
         began = time.monotonic()
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.limits["transfer"], check=False)
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=self.limits["transfer"],
+                check=False,
+            )
         except (subprocess.TimeoutExpired, FileNotFoundError) as error:
             raise MigrationError(f"rsync: {error}", "Raise limits.transfer, or install rsync on both nodes.") from error
         with open(self.log_path("rsync.log"), "a", encoding="utf-8") as log:
             log.write(done.stdout + done.stderr)
         result = Result(words, done.returncode, time.monotonic() - began, "rsync.log", tail(self.log_path("rsync.log")))
         if done.returncode:
-            raise MigrationError(f"rsync ended with {done.returncode}: {done.stderr.strip()[-300:]}", "See rsync.log.", result.as_dict())
+            raise MigrationError(
+                f"rsync ended with {done.returncode}: {done.stderr.strip()[-300:]}", "See rsync.log.", result.as_dict()
+            )
         return {"seconds": result.seconds}
 
     # --- the decision ------------------------------------------------------------------------------------------
@@ -264,7 +274,9 @@ class SourceGuard(Guard):
         self.rec.note(destination_times=answer["times"])
         left = proc.kill_tree(self.procs(), self.limits["undo"])
         if left:
-            raise MigrationError(f"PIDs {[p.pid for p in left]} of the old copy do not die.", "They stay stopped; reboot the source.")
+            raise MigrationError(
+                f"PIDs {[p.pid for p in left]} of the old copy do not die.", "They stay stopped; reboot the source."
+            )
         self.remove_criu_leftovers()
         self.rec.note(stats=stats.read(self.images), bytes=image_bytes(self.images))
         self.drop_images()
@@ -279,7 +291,11 @@ class SourceGuard(Guard):
         frozen = "freezing" in self.rec.data["times"]
         patience = 0.0 if self.lost_since is not None else self.limits["undo"]
         try:
-            self.ask({"op": "undo", "why": (self.rec.data.get("error") or {}).get("message", "")}, self.limits["undo"], patience)
+            self.ask(
+                {"op": "undo", "why": (self.rec.data.get("error") or {}).get("message", "")},
+                self.limits["undo"],
+                patience,
+            )
             self.rec.data["destination_undone"] = True
         except MigrationError as error:
             self.say(f"undo: the destination does not answer, its copy stays stopped and mute: {error}")
@@ -357,4 +373,3 @@ def mapped_files(procs: list[proc.Proc]) -> set[str]:
         except OSError:
             continue
     return found
-

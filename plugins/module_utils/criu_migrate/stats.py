@@ -17,7 +17,7 @@ def decode(path: str) -> list[dict[str, Any]]:
     if not os.path.exists(path):
         return []
     try:
-        import pycriu
+        import pycriu  # type: ignore[import-not-found]
 
         with open(path, "rb") as handle:
             loaded = pycriu.images.load(handle, True)
@@ -42,7 +42,9 @@ def read(folder: str) -> dict[str, Any]:
         for entry in decode(os.path.join(folder, f"stats-{kind}")):
             values = entry.get(kind) or {}
             result[kind] = {
-                (name[:-5] if name.endswith("_time") else name): (int(value) / 1e6 if name.endswith("_time") else int(value))
+                (name[:-5] if name.endswith("_time") else name): (
+                    int(value) / 1e6 if name.endswith("_time") else int(value)
+                )
                 for name, value in values.items()
             }
     return result

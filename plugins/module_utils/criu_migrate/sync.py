@@ -57,7 +57,9 @@ def _entry(path: str) -> Optional[Entry]:
     return entry
 
 
-def frames(number: int, root: str, base: Manifest, new: Manifest, mapped: frozenset[str] = frozenset()) -> Iterator[Frame]:
+def frames(
+    number: int, root: str, base: Manifest, new: Manifest, mapped: frozenset[str] = frozenset()
+) -> Iterator[Frame]:
     """Frames that bring the other side from `base` to what is there now; fills `new` for the next round.
 
     `mapped` are files that the process maps shared and writable: their times do not tell whether they changed.
@@ -93,7 +95,10 @@ def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -
                 place = len(digests) - 1
                 if place >= len(known) or known[place] != digests[-1]:
                     body = b"" if data == _ZERO[: len(data)] else data
-                    yield {"op": "block", "root": number, "path": name, "offset": place * BLOCK, "zero": len(data)}, body
+                    yield (
+                        {"op": "block", "root": number, "path": name, "offset": place * BLOCK, "zero": len(data)},
+                        body,
+                    )
     except FileNotFoundError:
         entry["stamp"] = []
     entry["blocks"] = digests
@@ -112,7 +117,9 @@ class Receiver:
     def _path(self, header: dict[str, Any]) -> str:
         name = str(header["path"])
         if name.startswith("/") or ".." in name.split("/"):
-            raise MigrationError(f"Refused a path outside of the directories of this run: {name!r}.", "Update both nodes.")
+            raise MigrationError(
+                f"Refused a path outside of the directories of this run: {name!r}.", "Update both nodes."
+            )
         root = self.roots[int(header["root"])]
         return os.path.join(root, name) if name else root
 

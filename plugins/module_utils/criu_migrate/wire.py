@@ -14,6 +14,7 @@ CHUNK = 1 << 20
 MAX_HEADER = 64 << 20
 PAGE_MAGIC = b"CRIUPAGE"  # a raw channel for CRIU's pages starts with this and a token of TOKEN bytes
 TOKEN = 32
+SILENCE = 10.0  # seconds without an answer from the other kernel until a connection counts as dead
 
 
 def tune(sock: socket.socket, silence: float) -> None:
@@ -27,11 +28,13 @@ def tune(sock: socket.socket, silence: float) -> None:
 
 
 def context(server: bool, ca: str, cert: str, key: str) -> ssl.SSLContext:
-    """Mutual authentication by the CA of this one run; TLS 1.2 at least. Names are not checked: the CA signs two keys only."""
+    """Mutual authentication by the CA of this one run, TLS 1.2 at least. The CA signs two keys only: no names to check."""
     purpose = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
     made = ssl.SSLContext(purpose)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.check_hostname = False
+    if server:
+        made.num_tickets = 0  # nothing is ever resumed
     made.verify_mode = ssl.CERT_REQUIRED
     made.load_verify_locations(ca)
     made.load_cert_chain(cert, key)
@@ -79,7 +82,9 @@ class Link:
             self.sock.settimeout(limit)
             (size,) = struct.unpack("!I", self._exactly(4))
             if size > MAX_HEADER:
-                raise MigrationError("The other guard sent a frame that is no frame of ours.", "Same version on both nodes?")
+                raise MigrationError(
+                    "The other guard sent a frame that is no frame of ours.", "Same version on both nodes?"
+                )
             header: dict[str, Any] = json.loads(self._exactly(size))
             return header, self._exactly(int(header["body"]))
         finally:
