@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 import zlib
-from typing import Iterable, Optional
+from collections.abc import Iterable
 
 from .errors import MigrationError
 from .lab_kernel import CLONE_NEWNET, MNT_DETACH, setns, umount
@@ -56,7 +56,7 @@ def address(subnet: int, host: int) -> str:
     return f"{PREFIX}.{subnet}.{host}"
 
 
-def run(args: list[str], text: Optional[str] = None) -> str:
+def run(args: list[str], text: str | None = None) -> str:
     """Run a network tool; MigrationError carries its words."""
     done = subprocess.run(args, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -68,7 +68,7 @@ def run(args: list[str], text: Optional[str] = None) -> str:
     return done.stdout
 
 
-def inside(netns: str, args: list[str], text: Optional[str] = None) -> str:
+def inside(netns: str, args: list[str], text: str | None = None) -> str:
     """Run a tool in a network namespace, given as the path of its file."""
     return run(["nsenter", f"--net={netns}", *args], text)
 

@@ -9,7 +9,7 @@ import stat as stat_module
 import traceback
 import uuid
 from dataclasses import dataclass, field
-from typing import Callable, NoReturn, Optional
+from typing import Callable, NoReturn
 
 from . import lab_cgroups
 from .errors import MigrationError
@@ -202,7 +202,7 @@ def _build_root(spec: Spec) -> None:
     _mount_cgroups(f"{root}/sys/fs/cgroup", hierarchies)
     _mount_dev(f"{root}/dev", devices)
     mount("tmpfs", f"{root}/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=20%")
-    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=50%")
+    mount("tmpfs", os.path.join(root, "tmp"), "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=50%")
     for folder in ("sshd", "lock"):
         os.mkdir(f"{root}/run/{folder}", 0o755)
     _own_boot_id(root)
@@ -262,7 +262,7 @@ def _write_files(spec: Spec) -> None:
             os.fchown(handle.fileno(), owner, owner)
 
 
-def read_proc(path: str) -> Optional[Proc]:
+def read_proc(path: str) -> Proc | None:
     """The init that a file names, running or not; None without a file."""
     try:
         with open(path, encoding="ascii") as handle:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from typing import Any, Optional
+from typing import Any
 
 from . import lab_cgroups, lab_net, lab_node
 from .errors import MigrationError
@@ -49,10 +49,14 @@ class Lab:
             return False
         path = os.path.join(self.disk, "lab.json")
         with open(path + ".new", "w", encoding="utf-8") as handle:
-            json.dump(record, handle, indent=1, sort_keys=True)
+            json.dump(record, handle, indent=1)
         os.replace(path + ".new", path)
         self.record = record
         return True
+
+    def exists(self) -> bool:
+        """Whether there is anything of this lab, a half-made one included."""
+        return os.path.isdir(self.run) or os.path.isdir(self.disk)
 
     def hosts(self) -> dict[str, str]:
         """Host name -> address of every host of the lab, nodes first, as recorded."""
@@ -95,7 +99,7 @@ class Lab:
     def _pid_file(self, node: str) -> str:
         return os.path.join(self.run, f"{node}.pid")
 
-    def init_of(self, node: str) -> Optional[Proc]:
+    def init_of(self, node: str) -> Proc | None:
         return lab_node.read_proc(self._pid_file(node))
 
     def running(self, node: str) -> bool:

@@ -1,0 +1,106 @@
+#!/usr/bin/python
+"""One step in the making of the lab's image."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lab_image
+short_description: One step in the making of the root file system that the lab's nodes share
+description:
+  - The steps, in order, are V(unpacked), V(configured) (both only while the base is missing), V(filling), after which
+    the project's own roles are run on the filling node, and V(sealed).
+  - A half-made image is never taken; what a killed run left is removed by the next one.
+options:
+  state:
+    description:
+      - V(unpacked) fetches and unpacks a minimal Debian with debootstrap, V(configured) makes it a base.
+      - V(filling) copies the base and starts it as a host with sshd on a port of the loopback interface.
+      - V(sealed) stops that host and gives the image its name in the cache.
+    type: str
+    choices: [unpacked, configured, filling, sealed]
+    required: true
+  suite:
+    description: The Debian suite of the image.
+    type: str
+    default: trixie
+  inputs:
+    description: Files and folders (patterns) that decide what is in the image; they are part of its key.
+    type: list
+    elements: str
+    default: []
+  authorized_key:
+    description: Public SSH key of the filling node's user, for O(state=filling).
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+    description: Nothing is made.
+  idempotent:
+    support: full
+    description: A second run changes nothing.
+author: criu.migrate contributors
+"""
+
+EXAMPLES = r"""
+- name: Unpack a minimal Debian
+  lab_image:
+    state: unpacked
+"""
+
+RETURN = r"""
+port:
+  description: Loopback port of the filling node's sshd.
+  type: int
+  returned: O(state=filling)
+host_key:
+  description: Public host key of the filling node's sshd.
+  type: str
+  returned: O(state=filling)
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate.lab_image import Builder, Image
+
+
+def step(state: str, image: Image, authorized_key: str, check: bool) -> dict[str, Any]:
+    done = image.base_exists() if state in ("unpacked", "configured") else image.exists()
+    if done or check:
+        return {"changed": not done}
+    builder = Builder(image)
+    if state == "unpacked":
+        builder.unpack()
+    elif state == "configured":
+        builder.configure()
+    elif state == "filling":
+        builder.copy_base()
+        return {"changed": True, **builder.fill(authorized_key)}
+    else:
+        builder.seal()
+    return {"changed": True}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "required": True, "choices": ["unpacked", "configured", "filling", "sealed"]},
+            "suite": {"type": "str", "default": "trixie"},
+            "inputs": {"type": "list", "elements": "str", "default": []},
+            "authorized_key": {"type": "str", "default": "", "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        image = Image(params["suite"], params["inputs"])
+        module.exit_json(**step(params["state"], image, params["authorized_key"], module.check_mode))
+    except MigrationError as error:
+        module.fail_json(msg=error.text(), **error.details)
+
+
+if __name__ == "__main__":
+    main()

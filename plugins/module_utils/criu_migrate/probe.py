@@ -1,0 +1,114 @@
+"""What the CRIU of a node can do, found out by trying. Changes nothing but a directory of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+from . import cli
+from .errors import CriuError
+
+FEATURES = ("mem_dirty_track", "uffd-noncoop", "network_lock_nftables", "time_namespace", "pidfd_store")
+TRIAL_LIMIT = 30.0  # seconds for the dump of a small process
+
+
+def identity(text: str) -> tuple[str, str]:
+    """(version, git id) from what `criu --version` says; the git id is "" in a released build."""
+    version = re.search(r"Version: (\S+)", text)
+    git = re.search(r"GitID: (\S+)", text)
+    return (version.group(1) if version else "", git.group(1) if git else "")
+
+
+def trial(criu: cli.Criu, base: str = "") -> dict[str, Any]:
+    """Dump a small process that listens on a TCP socket: `criu check` passes on kernels where this fails.
+
+    Returns dumpable, rc, seconds and log_tail.
+    """
+    folder = tempfile.mkdtemp(prefix="criu-trial-", dir=base or None)
+    listener = socket.create_server(("127.0.0.1", 0))
+    victim = subprocess.Popen(
+        ["sleep", "60"],  # ends by itself, should nobody be left to kill it
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,
+        cwd="/",
+    )
+    listener.close()
+    try:
+        job = cli.Job.launch("trial", folder, criu.dump_argv(victim.pid, folder, folder), f"{folder}/criu-dump.log")
+        result = job.wait(TRIAL_LIMIT)
+        if result is None:
+            job.kill()
+            result = job.result(-signal.SIGKILL)
+    finally:
+        victim.kill()
+        victim.wait()
+    tail = result.log_tail or result.stderr
+    shutil.rmtree(folder)
+    return {"dumpable": result.rc == 0, "rc": result.rc, "seconds": result.seconds, "log_tail": tail}
+
+
+def look(features: Iterable[str] = FEATURES, with_trial: bool = True) -> dict[str, Any]:
+    """Everything about this node's CRIU; `ok` when `criu check` passes and the trial dump succeeds."""
+    found: dict[str, Any] = {
+        "installed": False, "ok": False, "path": "", "version": "", "git_id": "", "kernel": os.uname().release,
+        "check": {}, "features": {}, "trial": {}, "reason": "CRIU is not installed.",
+    }  # fmt: skip
+    try:
+        criu = cli.Criu()
+    except CriuError:
+        return found
+    found["installed"], found["path"] = True, criu.path
+    found["version"], found["git_id"] = identity(criu.run(["--version"]).stderr)
+    check = criu.run(["check"])
+    found["check"] = {"rc": check.rc, "log_tail": check.log_tail}
+    found["reason"] = "" if check.rc == 0 else f"criu check: {_last(check.log_tail)}"
+    if check.rc == 0:
+        found["features"] = {name: criu.has_feature(name) for name in features}
+    if check.rc == 0 and with_trial:
+        found["trial"] = trial(criu)
+        if not found["trial"]["dumpable"]:
+            found["reason"] = f"A trial dump failed: {_last(found['trial']['log_tail'])}"
+    found["ok"] = not found["reason"]
+    return found
+
+
+def _last(text: str) -> str:
+    """The line that names the cause: the first with Error in it, else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines[-1:] or ["no message"])[0]
+
+
+def missing_commands(names: Iterable[str]) -> list[str]:
+    """Those commands that a root shell of this node would not find."""
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return [name for name in names if not shutil.which(name, path=path)]
+
+
+def low_settings(wanted: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The kernel settings that differ from what is wanted: name -> value (wanted) and current, null if unknown.
+
+    Each of `wanted` has name, value, and at_least where a higher value is as good.
+    """
+    found = {}
+    for item in wanted:
+        name, value = str(item["name"]), int(item["value"])
+        try:
+            with open("/proc/sys/" + name.replace(".", "/"), encoding="ascii") as handle:
+                current: Any = int(handle.read())
+        except (OSError, ValueError):
+            current = None
+        good = current is not None and (current == value or (item.get("at_least") and current > value))
+        if not good:
+            found[name] = {"value": value, "current": current}
+    return found
