@@ -100,7 +100,10 @@ class InventoryModule(BaseInventoryPlugin):
             return
         lab = Path(path).parent / self.get_option("lab_inventory")
         if lab.is_file():
+            # inventory_dir of a host is the directory of what is parsed just now: the lab's, with its ssh.cfg
+            before, inventory.current_source = inventory.current_source, str(lab)
             inventory_loader.get("ansible.builtin.yaml").parse(inventory, loader, str(lab), cache=cache)
+            inventory.current_source = before
 
     def _found(self) -> dict[str, Any] | None:
         options = {"SOURCE_NODE_IP": "source_ip", "DEST_NODE_IP": "destination_ip",

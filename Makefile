@@ -1,0 +1,62 @@
+# On a fresh machine, as root: everything that is needed is installed first, into .venv and from the distribution.
+#   make migrate workload=redis     makes the lab unless nodes are named, migrates, ends with the summary
+#   make test                       lint, unit tests, tests with real CRIU in the lab
+# Every name=value becomes an extra variable of Ansible: make migrate workload=memory mb_size=512 deadline=aws
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+READY := .venv/.ready
+# Names of make itself; all others on the command line go to Ansible.
+OWN := inventory ANSIBLE_ARGS PYTEST_ARGS PYTHON
+ANSIBLE_ARGS ?=
+PYTEST_ARGS ?=
+
+given := $(sort $(foreach name,$(filter-out $(OWN) -% MAKE%,$(.VARIABLES)),\
+  $(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+comma := ,
+# As JSON, so that spaces and quotes survive; then quoted for the shell.
+json = "$(1)": "$(subst ",\",$(subst \,\\,$(value $(1))))"
+extra = {$(foreach name,$(given),$(call json,$(name))$(if $(filter-out $(lastword $(given)),$(name)),$(comma)))}
+quoted = '$(subst ','\'',$(1))'
+
+.DEFAULT_GOAL := help
+.PHONY: help setup migrate lab clean-lab test lint unit labtest soak collection clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: $(READY) ## install what the control node needs, into .venv and from the distribution
+
+$(READY): pyproject.toml scripts/setup
+	@scripts/setup
+
+migrate: $(READY) ## workload=NAME [name=value ...]: migrate, in the lab unless nodes are named
+	@inventory=$(call quoted,$(inventory)) scripts/migrate $(call quoted,$(extra)) $(ANSIBLE_ARGS)
+
+lab: $(READY) ## [lab_name=.. lab_nodes=..]: make the lab
+	@$(BIN)/ansible-playbook playbooks/lab.yml -e $(call quoted,$(extra)) $(ANSIBLE_ARGS)
+
+clean-lab: $(READY) ## remove every trace of the lab
+	@$(BIN)/ansible-playbook playbooks/lab.yml -e $(call quoted,$(extra)) -e lab_state=absent $(ANSIBLE_ARGS)
+
+test: lint unit labtest ## one pass of every kind of test
+
+lint: $(READY) ## ruff, mypy, ansible-lint with yamllint
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p ansible_collections.criu.migrate.plugins
+	$(BIN)/mypy workloads tests filter_plugins
+	$(BIN)/ansible-lint --offline
+
+unit: $(READY) ## tests of functions and of plugins, without CRIU
+	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+labtest: $(READY) ## tests with real CRIU on the lab's nodes
+	$(BIN)/pytest tests/lab $(PYTEST_ARGS)
+
+soak: $(READY) ## every test many times over: hours
+	$(BIN)/pytest tests/unit tests/lab --soak $(PYTEST_ARGS)
+
+collection: $(READY) ## build the collection criu.migrate into build/
+	$(BIN)/ansible-galaxy collection build --force --output-path build
+
+clean: ## remove .venv, caches and builds; the lab and results stay
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .ansible

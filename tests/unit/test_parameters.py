@@ -1,0 +1,146 @@
+"""The conversion and the checks of a user's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import parameters
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.limits import DEFAULTS
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.parameters import Spec
+
+SPEC = Spec(
+    {
+        "mb_size": {"type": "int", "default": 256, "description": "Block size in MB. More."},
+        "interval": {"type": "float", "default": 5.0},
+        "max_memory": {"type": "int", "default": 8192},
+        "pid": {"type": "int", "required": True, "description": ["PID of it. More."]},
+    },
+    {"mb_size": [1, 100000], "interval": [0.0, 3600.0]},
+    [["mb_size", "max_memory"]],
+)
+
+
+def check(**given: Any) -> parameters.Checked:
+    return parameters.check_spec(SPEC, {"pid": 1, **given}, "workload=memory")
+
+
+def test_defaults_and_strings_get_their_types() -> None:
+    checked = check(interval="0.5", pid="7")
+    assert checked.values == {"mb_size": 256, "interval": 0.5, "max_memory": 8192, "pid": 7}
+    assert checked.problems == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("int", " 7 ", 7), ("int", 7.0, 7), ("float", "1e3", 1000.0), ("bool", "yes", True), ("bool", "False", False),
+        ("bytes", "1M", 1 << 20), ("bytes", 4096, 4096), ("list", "/a, /b,", ["/a", "/b"]), ("list", ["x"], ["x"]),
+        ("dict", "dump=3, link=4", {"dump": "3", "link": "4"}), ("dict", {"dump": 3}, {"dump": 3}),
+        ("str", True, "true"),
+    ],
+)  # fmt: skip
+def test_convert(kind: str, given: Any, expected: Any) -> None:
+    converted = parameters.convert("x", {"type": kind}, given)
+    assert converted == expected
+    assert type(converted) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [("int", "7.5"), ("int", True), ("int", ""), ("float", "nan"), ("float", "inf"), ("float", False),
+     ("bool", "maybe"), ("bytes", "1X"), ("list", 3), ("dict", "dump"), ("str", ["a"]), ("int", [1]), ("bool", [1])],
+)  # fmt: skip
+def test_convert_refuses(kind: str, given: Any) -> None:
+    with pytest.raises(ValueError, match=r"^x=.*: it must be"):
+        parameters.convert("x", {"type": kind}, given)
+
+
+def test_every_problem_is_listed() -> None:
+    checked = parameters.check_spec(SPEC, {"mb_size": "0", "interval": "often", "max_memory": 5}, "workload=memory")
+    assert checked.problems == [
+        "mb_size=0: it must lie between 1 and 100000.",
+        "interval=often: it must be a number.",
+        "workload=memory needs pid: PID of it.",
+    ]
+
+
+def test_order() -> None:
+    assert check(mb_size=512, max_memory=256).problems == [
+        "mb_size=512 is more than max_memory=256: it must be at most as much."
+    ]
+
+
+def test_choice_gets_a_hint() -> None:
+    with pytest.raises(ValueError, match=r"did you mean full\? One of: auto, full"):
+        parameters.convert("s", {"choices": ["auto", "full"]}, "ful")
+
+
+def names(extra: list[str], workload: str | None = "redis") -> list[str]:
+    others = {"memory": ["mb_size", "interval"], "dataproc": ["interval"]}
+    return parameters.check_names(
+        extra, ["num_keys", "migration_strategy", "redis_port"], ["strategy", "port"], others, workload
+    )
+
+
+def test_names() -> None:
+    assert names(["num_keys", "ansible_user", "lab_name"]) == []
+    assert names(["num_keyz"]) == ["num_keyz: there is no such parameter; did you mean num_keys?"]
+    assert names(["colour"]) == ["colour: there is no such parameter."]
+    assert names(["strategy"]) == ["strategy: Ansible reserves this word for itself; write migration_strategy."]
+    assert names(["port"]) == ["port: Ansible reserves this word for itself; perhaps you mean redis_port."]
+    assert names(["interval"]) == ["interval: this is a parameter of dataproc and memory, not of redis."]
+
+
+COMMON: dict[str, Any] = {"migration_strategy": "auto", "transfer": "page_server", "limits": {}}
+
+
+def common(**values: Any) -> tuple[dict[str, Any], list[str]]:
+    given = {**COMMON, **values}
+    return given, parameters.check_common(given, values)
+
+
+@pytest.mark.parametrize("strategy", ["precopy", "predump", "postcopy", "lazy", "hybrid"])
+def test_strategies_that_are_not_built_are_refused(strategy: str) -> None:
+    assert common(migration_strategy=strategy)[1][0].startswith(f"migration_strategy={strategy}: not in this version")
+
+
+def test_lazy_and_object_storage_are_refused() -> None:
+    problems = common(lazy_pages=True, lazy_restore=True, transfer="s3")[1]
+    assert problems[0].startswith("lazy_pages=true and lazy_restore=true: not in this version")
+    assert problems[1] == "transfer=s3: not in this version, which offers page_server and rsync."
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("deadline", "aws", {"name": "aws", "limit": 120.0}), ("deadline", "45", {"name": "custom", "limit": 45.0}),
+        ("guard_port_range", "27000-27015", [27000, 27015]), ("service_address", "10.77.0.9", "10.77.0.9"),
+        ("service_address", "10.77.0.9/24", "10.77.0.9/24"), ("limits", {"dump": "7"}, {**DEFAULTS, "dump": 7.0}),
+    ],
+)  # fmt: skip
+def test_shapes(name: str, given: Any, expected: Any) -> None:
+    values, problems = common(**{name: given})
+    assert problems == []
+    assert values[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("deadline", "azure"), ("deadline", "0"), ("deadline", "inf"), ("guard_port_range", "27000-27014"),
+     ("guard_port_range", "80-9000"), ("guard_port_range", "60000-65536"), ("guard_port_range", "many"),
+     ("service_address", "host"), ("service_address", "127.0.0.1"), ("service_address", "::1"),
+     ("service_address", "10.0.0.1/33"), ("limits", {"dumb": 3}), ("limits", {"dump": 0}), ("limits", {"dump": "x"}),
+     ("working_dir", "/"), ("working_dir", "srv"), ("working_dir", "/srv/../etc"), ("sync_paths", ["etc"])],
+)  # fmt: skip
+def test_shapes_refuse(name: str, given: Any) -> None:
+    problems = common(**{name: given})[1]
+    assert len(problems) == 1
+    assert problems[0].startswith(name)
+
+
+def test_tcp_close_excludes_what_keeps_connections() -> None:
+    values, problems = common(tcp_close=True)
+    assert (values["tcp_established"], problems) == (False, [])
+    assert len(common(tcp_close=True, tcp_established=True, service_address="10.0.0.9")[1]) == 2
