@@ -54,7 +54,12 @@ def _name(text: str) -> x509.Name:
 
 
 def _signed(
-    subject: str, public: ec.EllipticCurvePublicKey, issuer: str, signer: ec.EllipticCurvePrivateKey, hours: int, is_ca: bool
+    subject: str,
+    public: ec.EllipticCurvePublicKey,
+    issuer: str,
+    signer: ec.EllipticCurvePrivateKey,
+    hours: int,
+    is_ca: bool,
 ) -> str:
     now = datetime.datetime.now(datetime.timezone.utc)
     builder = (
@@ -69,9 +74,7 @@ def _signed(
         # CRIU 4.2 (GnuTLS) and Python >= 3.13 (OpenSSL, VERIFY_X509_STRICT) both want the key identifiers.
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .add_extension(
-            x509.KeyUsage(not is_ca, False, False, False, False, is_ca, is_ca, False, False), critical=True
-        )
+        .add_extension(x509.KeyUsage(not is_ca, False, False, False, False, is_ca, is_ca, False, False), critical=True)
     )
     if not is_ca:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
@@ -103,8 +106,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the texts for source and destination."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec({
-            "run_id": {"type": "str", "required": True},
-            "hours": {"type": "int", "default": 48},
-        })
+        _validation, arguments = self.validate_argument_spec(
+            {
+                "run_id": {"type": "str", "required": True},
+                "hours": {"type": "int", "default": 48},
+            }
+        )
         return {**result, "changed": False, **make(arguments["run_id"], arguments["hours"])}

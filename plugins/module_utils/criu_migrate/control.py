@@ -130,7 +130,9 @@ def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
 def collect(run_id: str) -> dict[str, Any]:
     """The record, CRIU's statistics, and every log as text."""
     folder = record.run_dir(run_id)
-    rec = load(run_id)
+    rec = record.Record.load(run_id)
+    if rec is None:
+        return {"now": time.time(), "record": None, "logs": {}, "stats": {}, "guard_alive": False, "alive": []}
     logs: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
         if name.endswith((".log", ".err")):
@@ -148,6 +150,7 @@ def collect(run_id: str) -> dict[str, Any]:
             logs["output.log"] = handle.read().decode("utf-8", "replace")
     alive_now = [item.pid for item in map(proc.Proc.from_dict, rec.data.get("procs", [])) if item.alive()]
     return {
+        "now": time.time(),
         "record": rec.data,
         "logs": logs,
         "stats": stats.read(folder),

@@ -323,6 +323,7 @@ class SourceGuard(Guard):
             net.announce(self.address, self.rec.data["address_on"]["interface"])
         proc.continue_procs(procs)
         self.rec.data["times"]["resumed"] = time.time()
+        self.observe("after", procs)
 
     def remove_criu_leftovers(self) -> None:
         names = stats.lock_tables(self.images, self.log_path("criu-dump.log"))

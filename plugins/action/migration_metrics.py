@@ -1,0 +1,110 @@
+"""Metrics and files of a run, out of what was collected on both nodes."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: migration_metrics
+short_description: Compute the metrics of a migration
+description:
+  - Turns the records and statistics that M(criu_guard) collected into the document that C(metrics.json) holds, and names
+    the logs as the results folder has them. Runs on the control node, changes nothing.
+options:
+  params:
+    description: The fact C(migration).
+    type: dict
+    required: true
+  source:
+    description: What C(criu_guard state=collected) returned on the source; empty where nothing was armed.
+    type: dict
+    default: {}
+  destination:
+    description: The same of the destination.
+    type: dict
+    default: {}
+  preflight:
+    description: What the preflight learned of both nodes.
+    type: dict
+    default: {}
+  verified:
+    description: The workload's proof.
+    type: dict
+    default: {}
+  heartbeat:
+    description: What the workload's heartbeat shows.
+    type: dict
+    default: {}
+  client:
+    description: What the outside client saw.
+    type: dict
+    default: {}
+  error:
+    description: C(phase), C(message) and C(remedy) of what ended the run before the guards could.
+    type: dict
+    default: {}
+  began:
+    description: When the run began, in seconds of the source's clock.
+    type: float
+  ended:
+    description: When it ended, likewise.
+    type: float
+  names:
+    description: C(name) and C(address) of C(source) and C(destination).
+    type: dict
+    default: {}
+"""
+
+EXAMPLES = r"""
+- name: Compute the metrics
+  migration_metrics:
+    params: "{{ migration }}"
+    source: "{{ source_collected }}"
+    destination: "{{ destination_collected }}"
+  register: computed
+"""
+
+RETURN = r"""
+metrics:
+  description: The document for C(metrics.json).
+  returned: success
+  type: dict
+files:
+  description: Text by path below the results folder.
+  returned: success
+  type: dict
+"""
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import metrics
+
+DICTS = ("source", "destination", "preflight", "verified", "heartbeat", "client", "error", "names")
+
+
+class ActionModule(ActionBase):
+    """Works on the control node, without a connection."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the metrics and the files."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        spec: dict[str, Any] = {name: {"type": "dict", "default": {}} for name in DICTS}
+        spec.update({"params": {"type": "dict", "required": True}, "began": {"type": "float"}, "ended": {"type": "float"}})
+        _validation, given = self.validate_argument_spec(spec)
+        built = metrics.build(
+            given["params"],
+            given["source"],
+            given["destination"],
+            preflight=given["preflight"],
+            verified=given["verified"],
+            heartbeat=given["heartbeat"],
+            client=given["client"],
+            error=given["error"] or None,
+            began=given["began"],
+            ended=given["ended"],
+            names=given["names"],
+        )
+        return {**result, "changed": False, "metrics": built, "files": metrics.files(given["source"], given["destination"])}

@@ -1,0 +1,238 @@
+"""metrics.json out of what was collected from both nodes. Pure: dicts in, dict out; seconds and bytes throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+SCHEMA_VERSION = 1
+NOTICES = {"aws": 120.0, "gcp": 30.0}  # seconds between a spot instance's notice and its end
+PAGE = 4096  # bytes of a page in CRIU's statistics
+
+Data = Mapping[str, Any]
+
+
+def _difference(later: Any, earlier: Any) -> Optional[float]:
+    return None if later is None or earlier is None else round(float(later) - float(earlier), 6)
+
+
+def status_of(source: Data, destination: Data) -> str:
+    """migrated | rolled_back | failed, by the records alone: the source's decides."""
+    state = source.get("state")
+    if state in ("done", "committed") and destination.get("state") in ("running", "done"):
+        return "migrated"
+    if state == "undone" and "freezing" in source.get("times", {}):
+        return "rolled_back"
+    return "failed"
+
+
+def times_on_source_clock(source: Data, destination: Data) -> dict[str, float]:
+    """All marks of both nodes on the source's clock; the destination's bear its name in front."""
+    offset = float((source.get("clock") or {}).get("offset", 0.0))
+    marks = {str(name): float(value) for name, value in source.get("times", {}).items()}
+    for name, value in (destination.get("times") or source.get("destination_times") or {}).items():
+        marks[f"destination_{name}"] = float(value) - offset
+    return marks
+
+
+def downtime(source: Data, destination: Data, marks: Data, heartbeat: Data, client: Data) -> dict[str, Any]:
+    """The gap that service saw, what an independent witness saw, and the parts that make the freeze up.
+
+    witness: the outside client where there is one, else the times at which the two kernels last and first saw
+    the workload write, which no clock of the process has a part in.
+    """
+    thawed = marks.get("destination_resumed", marks.get("resumed"))
+    seen = (heartbeat.get("service") or {}).get("seconds")
+    first, last = destination.get("first_beat"), source.get("last_beat")
+    offset = float((source.get("clock") or {}).get("offset", 0.0))
+    kernel = _difference(first - offset if first is not None else None, last)
+    gap = (client.get("longest_gap") or {}).get("seconds")
+    dump = (source.get("dump") or {}).get("seconds")
+    restore = (destination.get("restore") or source.get("restore") or {}).get("seconds")
+    return {
+        "service": seen,
+        "witness": gap if gap is not None else kernel,
+        "witness_by": "outside client" if gap is not None else ("kernel's file times" if kernel is not None else None),
+        "resolution": heartbeat.get("resolution"),
+        "usual_gap": heartbeat.get("usual_gap"),
+        "frozen": _difference(thawed, marks.get("stopping")),
+        "dump": dump,
+        "transfer": _difference(marks.get("destination_restoring", marks.get("sent")), marks.get("dumped")),
+        "restore": restore,
+        "handover": _difference(thawed, marks.get("destination_restored")),
+    }
+
+
+def transfer(params: Data, source: Data, stats: Data, marks: Data) -> dict[str, Any]:
+    """Bytes of pages and images that crossed, and the seconds in which they did (with a page server: those of the dump)."""
+    dump = stats.get("dump") or {}
+    pages = int(dump.get("pages_written", 0)) * PAGE
+    size = int(source.get("bytes") or 0)
+    rsync = params.get("transfer") == "rsync"
+    seconds = (source.get("rsync") or {}).get("seconds") if rsync else _difference(marks.get("sent"), marks.get("frozen"))
+    total = (size if rsync else pages + size) if dump else None
+    return {
+        "method": params.get("transfer"),
+        "encryption": params.get("transfer_encryption") if not rsync else "tls",
+        "bytes": total,
+        "seconds": seconds,
+        "throughput": round(total / seconds, 1) if total is not None and seconds else None,
+    }
+
+
+def deadlines(params: Data, status: str, began: Optional[float], free: Optional[float]) -> dict[str, Any]:
+    """Would a notice at the start of the run have left enough time? For both providers, and the one asked for."""
+    limits = dict(NOTICES)
+    asked = params.get("deadline") or {}
+    if asked and asked.get("name") not in NOTICES:
+        limits["asked"] = float(asked["limit"])
+    used = _difference(free, began) if status == "migrated" else None
+    return {
+        name: {
+            "limit": limit,
+            "used": used,
+            "met": None if used is None else used <= limit,
+            "margin": None if used is None else round(limit - used, 6),
+        }
+        for name, limit in limits.items()
+    }
+
+
+def _observed(source: Data, destination: Data, key: str) -> dict[str, Any]:
+    def value(record: Data, when: str) -> Any:
+        found = (record.get(when) or {}).get(key)
+        return found.get("rss") if isinstance(found, Mapping) else found
+
+    # Before, the process is on the source only; after, on one of the two only.
+    moved = destination.get("after") is not None
+    return {
+        "source": {"before": value(source, "before"), "after": 0 if moved else value(source, "after")},
+        "destination": {"before": 0, "after": value(destination, "after") if moved else 0},
+    }
+
+
+def _node(name: str, address: str, facts: Data, clock: Optional[Data]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "address": address,
+        "kernel": facts.get("kernel"),
+        "criu": facts.get("criu"),
+        "python": facts.get("python"),
+        "clock_offset": 0.0 if clock is None else clock.get("offset"),
+        "clock_offset_bound": 0.0 if clock is None else clock.get("bound"),
+    }
+
+
+def integrity(verified: Data, client: Data) -> dict[str, Any]:
+    """The workload's own proof and the outside client's, together: both have to hold where both exist."""
+    own, outside = verified.get("verified"), client.get("verified")
+    both = [value for value in (own, outside) if value is not None]
+    details = dict(verified.get("details") or {})
+    if client:
+        details["client"] = {key: value for key, value in client.items() if key != "stamps"}
+    return {"verified": all(both) if both else None, "method": verified.get("method"), "details": details}
+
+
+def build(
+    params: Data,
+    source: Data,
+    destination: Data,
+    *,
+    preflight: Optional[Data] = None,
+    verified: Optional[Data] = None,
+    heartbeat: Optional[Data] = None,
+    client: Optional[Data] = None,
+    error: Optional[Data] = None,
+    began: Optional[float] = None,
+    ended: Optional[float] = None,
+    names: Optional[Mapping[str, Mapping[str, str]]] = None,
+) -> dict[str, Any]:
+    """Everything that design.md lists for metrics.json.
+
+    source and destination: what criu_guard collected ({record, stats, ...}; empty where nothing was armed).
+    began and ended: seconds, the source's clock. names: {source: {name, address}, destination: ...}.
+    """
+    one, two = source.get("record") or {}, destination.get("record") or {}
+    marks = times_on_source_clock(one, two)
+    status = status_of(one, two)
+    stats = {**(source.get("stats") or {}), **{k: v for k, v in (destination.get("stats") or {}).items() if k == "restore"}}
+    facts = preflight or {}
+    parts = downtime(one, two, marks, heartbeat or {}, client or {})
+    problem = error or one.get("error") or two.get("guard_error")
+    where = {"migrated": "destination", "rolled_back": "source"}.get(status)
+    root = (one.get("procs") or [{}])[0].get("pid")
+    named = names or {}
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": params["run_id"],
+        "experiment_name": params.get("experiment_name") or f"{params['workload']['name']}-full",
+        "workload": {"name": params["workload"]["name"], "params": params["workload"]["params"]},
+        "strategy": "full",
+        "strategy_reason": "the only strategy of this version" if params.get("migration_strategy") == "auto" else None,
+        "lazy_restore": False,
+        "transfer": transfer(params, one, stats, marks),
+        "status": status,
+        "process": {"node": (named.get(where or "") or {}).get("name") if where else None, "pid": root if where else None},
+        "nodes": {
+            "source": _node(**_name(named, "source"), facts=facts.get("source") or {}, clock=None),
+            "destination": _node(
+                **_name(named, "destination"), facts=facts.get("destination") or {}, clock=one.get("clock") or {}
+            ),
+        },
+        "times": {
+            "preparation": _difference(marks.get("stopping"), began),
+            "downtime": parts["frozen"],
+            "resume": _difference(ended, marks.get("destination_resumed", marks.get("resumed"))),
+            "total": _difference(ended, began),
+        },
+        "downtime": parts,
+        "marks": {name: round(value, 6) for name, value in sorted(marks.items(), key=lambda item: item[1])},
+        "pre_dumps": [],
+        "stop_reason": None,
+        "dump": stats.get("dump") or {},
+        "restore": stats.get("restore") or {},
+        "lazy": {"pages_total": None, "pages_transferred": None, "seconds": None},
+        "memory": _observed(one, two, "memory"),
+        "open_files": _observed(one, two, "open_files"),
+        "deadlines": deadlines(params, status, began, marks.get("done")),
+        "integrity": integrity(verified or {}, client or {}),
+    }
+    if problem and status != "migrated":
+        result["error"] = {
+            "phase": problem.get("phase", "unknown"),
+            "message": problem.get("message", ""),
+            "remedy": problem.get("remedy") or None,
+        }
+    return result
+
+
+def _name(names: Mapping[str, Mapping[str, str]], role: str) -> dict[str, str]:
+    found = names.get(role) or {}
+    return {"name": found.get("name", role), "address": found.get("address", "")}
+
+
+def files(source: Data, destination: Data, workload_output: str = "") -> dict[str, str]:
+    """Logs of both nodes under the names of the seed documents' results folder."""
+    found: dict[str, str] = {}
+    for folder, collected in (("source", source), ("dest", destination)):
+        for name, text in (collected.get("logs") or {}).items():
+            if name != "output.log":
+                found[f"{folder}/{name}"] = text
+        record = collected.get("record")
+        if record:
+            found[f"{folder}/record.json"] = _json(record)
+    before = (source.get("record") or {}).get("before") or {}
+    after = (destination.get("record") or {}).get("after") or (source.get("record") or {}).get("after") or {}
+    if before:
+        found["source/workload_status_pre_dump.txt"] = before.get("status", "")
+        found["source/workload_stdout_pre_dump.log"] = (source.get("logs") or {}).get("output.log", "")
+    if after:
+        found["dest/workload_status_post_restore.txt"] = after.get("status", "")
+        found["dest/workload_stdout_post_restore.log"] = (destination.get("logs") or {}).get("output.log", "")
+    return found
+
+
+def _json(data: Any) -> str:
+    import json
+
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,64 @@
+"""Ending what an earlier, finished run of the same test workload left running, so that a run can be repeated.
+
+Only workloads that this project starts and that hold made-up data are ever ended: never `command` or `process`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from typing import Any
+
+from . import guard, net, proc, record
+
+KEEP = ("command", "process")
+
+
+def holds_process(data: dict[str, Any]) -> bool:
+    """By its record the process of that run is on this node: moved here, or rolled back to here."""
+    return data["state"] in (("running", "done") if data["role"] == "destination" else ("undone",))
+
+
+def same(data: dict[str, Any], name: str, key: dict[str, Any]) -> bool:
+    workload = data.get("workload") or {}
+    params = workload.get("params") or {}
+    return workload.get("name") == name and all(params.get(item) == value for item, value in key.items())
+
+
+def find(name: str, key: dict[str, Any], own: str) -> list[dict[str, Any]]:
+    """Records of finished runs of that workload whose process still lives on this node."""
+    found: list[dict[str, Any]] = []
+    if name in KEEP or not os.path.isdir(record.RUNS):
+        return found
+    for run_id in sorted(os.listdir(record.RUNS)):
+        rec = record.Record.load(run_id)
+        if rec is None or run_id == own or not holds_process(rec.data) or not same(rec.data, name, key):
+            continue
+        procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
+        if any(item.alive() for item in procs):
+            found.append(rec.data)
+    return found
+
+
+def end(data: dict[str, Any], grace: float = 5.0) -> None:
+    """SIGTERM, then SIGKILL after `grace` seconds; service address and working directory of that run go too."""
+    procs = [proc.Proc.from_dict(item) for item in data.get("procs", [])]
+    everything = proc.tree(procs[0].pid) if procs[0].alive() else [item for item in procs if item.alive()]
+    for item in everything:
+        item.kill(signal.SIGCONT)
+        item.kill(signal.SIGTERM)
+    proc.kill_tree(proc.wait_gone(everything, grace), 10.0)
+    try:
+        address = str(guard.read_config(data["run_id"]).get("service_address") or "")
+    except FileNotFoundError:
+        address = str(data.get("service_address") or "")
+    if address:
+        net.remove_address(address)
+    folder = str(data.get("working_dir") or "")
+    if folder and os.path.basename(folder) == data["run_id"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    path = os.path.join(record.run_dir(data["run_id"]), "record.json")
+    data["superseded"] = True
+    record.write_file(path, json.dumps(data, sort_keys=True).encode())
