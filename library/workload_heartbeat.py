@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: workload_heartbeat
 short_description: Read from a workload's heartbeat how long nothing was served
 description:
-  - Reads a ring of stamps (CLOCK_REALTIME, seconds) and reports the longest gap in a window of time, with the error to expect.
+  - Reads a ring of stamps (CLOCK_REALTIME, seconds) and reports the longest gap in a window of time, with the
+    error to expect.
 options:
   path:
     description: The ring file, C(heartbeat.bin) in the working directory.

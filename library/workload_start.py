@@ -67,7 +67,7 @@ pid:
   type: int
   returned: always, null in check mode
 start_ticks:
-  description: Its start time in clock ticks since boot, as in proc_pid_stat(5); tells it from a later process with its PID.
+  description: Its start time in clock ticks since boot, see proc_pid_stat(5); tells it from a later one of that PID.
   type: int
   returned: when it runs
 ready_seconds:

@@ -48,7 +48,7 @@ class Load:
         self.written = 0
         self.reads = self.hits = self.wrong_reads = self.wrong_counts = 0
         self._key_format = key_format
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # noqa: S311  no secret
 
     def key(self, number: int) -> str:
         """Return the name of key `number`."""

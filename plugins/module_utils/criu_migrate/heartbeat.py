@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, Optional
+from typing import Any
 
 SLOT = struct.Struct("<d")
 
@@ -31,7 +31,7 @@ def ring_order(data: bytes) -> list[float]:
 
 
 def on_one_clock(stamps: Sequence[float], freeze: float, clock_offset: float) -> list[float]:
-    """Return `stamps` on the destination's clock: those before `freeze` (source's clock) moved by `clock_offset` seconds.
+    """Return `stamps` on the destination's clock: those before `freeze` (source's) moved by `clock_offset` seconds.
 
     The first stamp after the freeze is the first that is later than it, or, where the destination's clock is
     behind by more than the downtime, the first that steps back.
@@ -43,15 +43,15 @@ def on_one_clock(stamps: Sequence[float], freeze: float, clock_offset: float) ->
 
 
 def gap_report(
-    stamps: Sequence[float], window: Optional[tuple[float, float]] = None, clock_offset: float = 0.0
+    stamps: Sequence[float], window: tuple[float, float] | None = None, clock_offset: float = 0.0
 ) -> dict[str, Any]:
     """Return what stamps show; all figures are seconds.
 
     `window` is (freeze on the source's clock, thaw on the destination's clock). `clock_offset` is the destination's
     clock minus the source's; it is added to the stamps, and to the window's start, before the freeze.
 
-    resolution: the median distance of two stamps. usual_gap: the largest distance that has no part in the window, which is
-    the error to expect of `service`. usual_gap_p99_9: 99.9 % of those are at most this. service: the longest gap that
+    resolution: the median distance of two stamps. usual_gap: the largest distance that has no part in the window, the
+    error to expect of `service`. usual_gap_p99_9: 99.9 % of those are at most this. service: the longest gap that
     overlaps the window, {seconds, from, to} on the destination's clock; None where no stamp lies on either side.
     """
     report: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Waiting for a file in a directory, or for a process to end, whichever comes first, without looking again and again."""
+"""Waiting for a file in a directory or for the end of a process, whichever comes first, without polling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import select
 import time
 from types import TracebackType
-from typing import Callable, Optional
+from typing import Callable
 
 IN_CLOSE_WRITE = 0x8
 IN_MOVED_TO = 0x80
@@ -33,13 +33,13 @@ class Watch:
 
     def __exit__(
         self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         os.close(self.descriptor)
 
-    def until(self, true: Callable[[], bool], limit: float, process: Optional[int] = None) -> bool:
+    def until(self, true: Callable[[], bool], limit: float, process: int | None = None) -> bool:
         """Return whether `true()` became so within `limit` seconds and before the pidfd `process` reported an end.
 
         It is asked once at the start, once after each change in the directory, and once more at the end.

@@ -13,7 +13,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from . import proc
 from .errors import MigrationError
@@ -87,7 +87,7 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def find(folder: Path) -> Optional[proc.Proc]:
+def find(folder: Path) -> proc.Proc | None:
     """Return the living root of the workload in `folder`, None where it does not run on this node.
 
     A process that has moved has another start time than was noted, so where it works counts as well.
@@ -158,7 +158,7 @@ def verify(working_dir: str, limit: float, supported: bool = True) -> dict[str, 
     return {key: proof.get(key) for key in ("verified", "method", "details")}
 
 
-def answer(folder: Path, token: str) -> Optional[dict[str, Any]]:
+def answer(folder: Path, token: str) -> dict[str, Any] | None:
     """Return the program's answer to `token`, None while there is none."""
     try:
         proof = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -168,7 +168,12 @@ def answer(folder: Path, token: str) -> Optional[dict[str, Any]]:
 
 
 def stop(
-    working_dir: str, grace: float = 10.0, purge: bool = False, force: bool = False, result_file: str = "", check: bool = False
+    working_dir: str,
+    grace: float = 10.0,
+    purge: bool = False,
+    force: bool = False,
+    result_file: str = "",
+    check: bool = False,
 ) -> dict[str, Any]:
     """End the workload: flag away, `grace` seconds to end, SIGTERM, SIGKILL. Returns what had to be signalled.
 
@@ -213,7 +218,7 @@ def end_processes(processes: list[proc.Proc], grace: float) -> list[int]:
     return signalled
 
 
-def read_result(path: Path) -> Optional[Any]:
+def read_result(path: Path) -> Any | None:
     """Return the JSON that a program left, None where it left none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import os
 import pwd
 import random
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,8 @@ def account(user: str = "") -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
     except KeyError as error:
-        raise MigrationError(f"There is no account {name!r} on this node.", "Give workload_user, or make it.") from error
+        text = f"There is no account {name!r} on this node."
+        raise MigrationError(text, "Give another workload_user, or make the account.") from error
 
 
 def words(command: str) -> list[str]:
@@ -57,7 +59,8 @@ def words(command: str) -> list[str]:
     try:
         argv = shlex.split(command)
     except ValueError as error:
-        raise MigrationError(f"The command {command!r} cannot be split into words: {error}.", "Close its quotes.") from error
+        text = f"The command {command!r} cannot be split into words: {error}."
+        raise MigrationError(text, "Close its quotes.") from error
     if not argv:
         raise MigrationError("The command is empty.", "Give the program to run and its arguments.")
     return argv
@@ -89,7 +92,7 @@ def prepare(folder: Path, programs: Mapping[str, str], user: pwd.struct_passwd) 
 
 
 def launch(folder: Path, argv: Sequence[str], user: pwd.struct_passwd) -> subprocess.Popen[bytes]:
-    """Start `argv` in a session of its own, without a terminal, as `user`; its output goes to a file that moves with it.
+    """Start `argv` as `user` in a session of its own, without a terminal, its output in a file that moves with it.
 
     :raises MigrationError: when it cannot be executed
     """
@@ -186,9 +189,15 @@ def start(
     who = account(user)
     if check:
         return {"changed": True, "pid": None, "user": who.pw_name, "working_dir": working_dir}
+    fresh = not folder.exists()
     prepare(folder, programs, who)
     began = time.monotonic()
-    process = launch(folder, argv, who)
+    try:
+        process = launch(folder, argv, who)
+    except MigrationError:
+        if fresh:
+            shutil.rmtree(folder)
+        raise
     seen = proc.stat(process.pid)
     note = {
         "pid": process.pid,

@@ -1,0 +1,181 @@
+"""Starting, proving and ending: with real processes, as they are cheap."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import workload, workload_start
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.inotify import Watch
+
+WORKLOADS = Path(__file__).resolve().parents[2] / "workloads"
+PROGRAMS = {name: (WORKLOADS / name).read_text(encoding="utf-8") for name in ("contract.py", "memory_standalone.py")}
+
+# The shape of a script that was written for the older framework.
+FOREIGN = """
+import os, sys, time
+working_dir = sys.argv[sys.argv.index('--working_dir') + 1]
+with open(f'{working_dir}/checkpoint_ready', 'w') as f:
+    f.write(f'ready:{os.getpid()}\\n')
+while os.path.exists(f'{working_dir}/checkpoint_flag'):
+    time.sleep(0.01)
+print('complete')
+sys.exit(0)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(workload_start, "spread_pids", lambda: False)  # the PIDs of this machine stay as they are
+    place = tmp_path / "run"
+    yield place
+    for process in workload.members(place):
+        process.kill(signal.SIGKILL)
+    reap()
+
+
+def reap() -> None:
+    """Take the exit status of children, as init does for those of a module that has ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def memory(folder: Path, **more: str) -> list[str]:
+    options = {"mb_size": "2", "interval": "0.05", "max_memory": "6", **more}
+    program = [sys.executable, str(folder / "memory_standalone.py"), f"--working_dir={folder}"]
+    return program + [f"--{name}={value}" for name, value in options.items()]
+
+
+def foreign(folder: Path) -> list[str]:
+    return [sys.executable, "foreign.py", "--working_dir", str(folder)]
+
+
+def test_start_is_detached_and_idempotent(folder: Path) -> None:
+    first = workload_start.start(str(folder), memory(folder), PROGRAMS)
+    assert first["changed"] and first["ready_seconds"] > 0
+    pid = first["pid"]
+    assert os.getsid(pid) == pid
+    assert Path(f"/proc/{pid}/cwd").readlink() == folder
+    assert Path(f"/proc/{pid}/fd/1").readlink() == folder / "output.log"
+    assert Path(f"/proc/{pid}/fd/0").readlink() == Path("/dev/null")
+    assert (folder / "checkpoint_ready").read_text(encoding="utf-8") == f"ready:{pid}\n"
+    second = workload_start.start(str(folder), memory(folder), PROGRAMS)
+    assert (second["changed"], second["pid"], second["start_ticks"]) == (False, pid, first["start_ticks"])
+
+
+def test_check_mode_touches_nothing(folder: Path) -> None:
+    assert workload_start.start(str(folder), ["true"], {}, check=True)["changed"]
+    assert not folder.exists()
+
+
+def test_a_program_that_dies_is_reported_with_its_last_words(folder: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(MigrationError, match=r"status 3: no luck") as caught:
+        workload_start.start(str(folder), ["sh", "-c", "echo no luck; exit 3"], {}, ready_timeout=30)
+    assert time.monotonic() - began < 5
+    assert caught.value.details["output"] == "no luck"
+    with pytest.raises(MigrationError, match="status 3"):
+        workload_start.start(str(folder), ["sh", "-c", "exit 3"], {}, wait_ready=False)
+
+
+def test_a_program_that_does_not_exist_leaves_nothing(folder: Path) -> None:
+    with pytest.raises(MigrationError, match="no-such-program cannot be started"):
+        workload_start.start(str(folder), ["no-such-program"], {})
+    assert not folder.exists()
+
+
+def test_without_a_ready_signal_it_is_killed(folder: Path) -> None:
+    with pytest.raises(MigrationError, match="no ready signal"):
+        workload_start.start(str(folder), ["sleep", "60"], {}, ready_timeout=0.2)
+    assert workload.find(folder) is None
+
+
+def test_a_foreign_script_runs_unmodified(folder: Path) -> None:
+    started = workload_start.start(str(folder), foreign(folder), {"foreign.py": FOREIGN}, ready_timeout=10)
+    assert workload.verify(str(folder), 5, supported=False) == {
+        "verified": None,
+        "method": "alive",
+        "details": {"pid": started["pid"], "state": "S"},
+    }
+    ended = workload.stop(str(folder), purge=True)
+    assert ended["changed"] and ended["signalled"] == [] and ended["output"] == "complete"
+    assert not folder.exists()
+    assert not workload.stop(str(folder), purge=True)["changed"]
+
+
+def test_a_proof_comes_from_the_program(folder: Path) -> None:
+    workload_start.start(str(folder), memory(folder), PROGRAMS)
+    proof = workload.verify(str(folder), 20)
+    assert proof["verified"] is True
+    assert proof["details"]["checksums"] >= 2
+    assert not (folder / "verify_request").exists()
+
+
+def test_a_stopped_tree_is_left_alone(folder: Path) -> None:
+    pid = workload_start.start(str(folder), memory(folder), PROGRAMS)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+    with pytest.raises(MigrationError, match="may be the only copy"):
+        workload.stop(str(folder))
+    with pytest.raises(MigrationError, match="did not answer within"):
+        workload.verify(str(folder), 0.1)
+    assert (folder / "checkpoint_flag").exists()
+    assert workload.stop(str(folder), grace=0.1, force=True)["signalled"] == [pid]
+
+
+def test_a_moved_process_is_found_by_where_it_works(folder: Path) -> None:
+    started = workload_start.start(str(folder), foreign(folder), {"foreign.py": FOREIGN})
+    note = {**workload.recorded(folder), "start_ticks": 1, "boot_id": "another node's"}
+    (folder / "workload.pid").write_text(json.dumps(note), encoding="utf-8")
+    found = workload.find(folder)
+    assert found is not None and found.pid == started["pid"]
+    (folder / "workload.pid").write_text(json.dumps({**note, "pid": os.getpid()}), encoding="utf-8")
+    assert workload.find(folder) is None
+    (folder / "workload.pid").write_text(json.dumps(note), encoding="utf-8")
+
+
+def test_only_a_workloads_directory_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(MigrationError, match="not a workload's directory"):
+        workload.stop(str(tmp_path), purge=True)
+    assert (tmp_path / "precious").exists()
+
+
+def test_adopt_names_what_cannot_be_moved() -> None:
+    assert workload.adopt(os.getpid())["start_ticks"] > 0
+    with pytest.raises(MigrationError, match="There is no process 4194304"):
+        workload.adopt(4194304)
+    with pytest.raises(MigrationError, match="part of the system"):
+        workload.adopt(1)
+
+
+def test_a_command_line_is_split_without_a_shell() -> None:
+    assert workload_start.words("python3 -c 'print(1)' $HOME") == ["python3", "-c", "print(1)", "$HOME"]
+    with pytest.raises(MigrationError, match="cannot be split"):
+        workload_start.words("echo 'open")
+    with pytest.raises(MigrationError, match="empty"):
+        workload_start.words("  ")
+
+
+def test_a_watch_wakes_for_a_file_and_not_for_time(tmp_path: Path) -> None:
+    wanted = tmp_path / "wanted"
+    with Watch(str(tmp_path)) as watch:
+        timer = threading.Timer(0.05, lambda: wanted.write_text("x", encoding="utf-8"))
+        timer.start()
+        began = time.monotonic()
+        assert watch.until(wanted.exists, 10)
+        assert time.monotonic() - began < 5
+        timer.join()
+        assert not watch.until(lambda: False, 0.05)
