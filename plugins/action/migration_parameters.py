@@ -58,15 +58,20 @@ ROOT = Path(__file__).resolve().parents[2]
 ALIASES = {"predump": "precopy", "lazy": "postcopy"}
 
 
+def load_options(role: str) -> dict[str, Any]:
+    """Return the options of all entry points of a role of this collection."""
+    path = ROOT / "roles" / role / "meta" / "argument_specs.yml"
+    specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+    return {name: option for entry in specs.values() for name, option in (entry.get("options") or {}).items()}
+
+
 def load_spec(role: str) -> parameters.Spec:
     """Return the options, ranges and orders of a role of this collection."""
-    folder = ROOT / "roles" / role
-    specs = yaml.safe_load((folder / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+    path = ROOT / "roles" / role / "vars" / "main.yml"
     more: dict[str, Any] = {}
-    if (folder / "vars" / "main.yml").is_file():
-        more = yaml.safe_load((folder / "vars" / "main.yml").read_text(encoding="utf-8")) or {}
-    options = specs["argument_specs"]["main"].get("options", {})
-    return parameters.Spec(options, more.get(f"{role}_ranges", {}), more.get(f"{role}_orders", ()))
+    if path.is_file():
+        more = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return parameters.Spec(load_options(role), more.get(f"{role}_ranges", {}), more.get(f"{role}_orders", ()))
 
 
 def load_workloads() -> dict[str, parameters.Spec]:
@@ -152,7 +157,7 @@ class ActionModule(ActionBase):
         """Return the options of the roles that prepare nodes: they may be set beside a migration's own."""
         roles = [path.parents[1].name for path in (ROOT / "roles").glob("*/meta/argument_specs.yml")]
         return [option for role in roles if role != "migration" and not role.startswith("workload_")
-                for option in load_spec(role).options]
+                for option in load_options(role)]
 
 
 def _client(values: dict[str, Any], groups: Mapping[str, Any]) -> list[str]:

@@ -116,7 +116,7 @@ def test_lazy_and_object_storage_are_refused() -> None:
     ("name", "given", "expected"),
     [
         ("deadline", "aws", {"name": "aws", "limit": 120.0}), ("deadline", "45", {"name": "custom", "limit": 45.0}),
-        ("guard_port_range", "27000-27015", [27000, 27015]), ("service_address", "10.77.0.9", "10.77.0.9"),
+        ("guard_port_range", " 27000 - 27015", "27000-27015"), ("service_address", "10.77.0.9", "10.77.0.9"),
         ("service_address", "10.77.0.9/24", "10.77.0.9/24"), ("limits", {"dump": "7"}, {**DEFAULTS, "dump": 7.0}),
     ],
 )  # fmt: skip

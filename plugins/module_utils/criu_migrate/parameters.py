@@ -299,8 +299,8 @@ def parse_deadline(text: str) -> dict[str, Any]:
     return {"name": "custom", "limit": limit}
 
 
-def parse_port_range(text: str) -> list[int]:
-    """Return the first and the last port.
+def parse_port_range(text: str) -> str:
+    """Return the first and the last port as ``FIRST-LAST``.
 
     :raises ValueError: not a range of at least 16 unprivileged ports
     """
@@ -308,7 +308,7 @@ def parse_port_range(text: str) -> list[int]:
     first, last = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     if not 1024 <= first <= last - 15 <= 65535 - 15:
         raise ValueError(f"guard_port_range={text}: it must be FIRST-LAST, at least 16 ports, 1024-65535.")
-    return [first, last]
+    return f"{first}-{last}"
 
 
 def parse_limits(given: Mapping[str, Any]) -> dict[str, float]:
