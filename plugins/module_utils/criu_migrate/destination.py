@@ -187,7 +187,7 @@ class DestinationGuard(Guard):
             old.kill()
             del self.rec.data["jobs"]["page-server"]
         self.make_images_dir()
-        self.rec.enter("receiving")
+        self.enter("receiving")
         self.token = secrets.token_hex(wire.TOKEN // 2)
         return {"token": self.token}
 
@@ -228,7 +228,7 @@ class DestinationGuard(Guard):
         """An empty image directory for a transfer that does not need a page server."""
         self.refuse_unless("armed", "receiving")
         self.make_images_dir()
-        self.rec.enter("receiving")
+        self.enter("receiving")
         return {}
 
     def on_restore(self, request: Answer) -> Answer:
@@ -238,7 +238,7 @@ class DestinationGuard(Guard):
         expected = [proc.Proc.from_dict(item) for item in request["procs"]]
         job = self.job("restore") if self.rec.state == "restoring" else None
         if job is None:
-            self.rec.enter("restoring", expected=request["procs"], address_on=request.get("address_on"))
+            self.enter("restoring", expected=request["procs"], address_on=request.get("address_on"))
             job = self.begin_restore(request)
         result = job.wait(self.limits["restore"])
         if result is None:
@@ -249,7 +249,7 @@ class DestinationGuard(Guard):
         if result.rc:
             raise failed("restore", result)
         self.check_copy(expected)
-        self.rec.enter("restored", restore=result.as_dict())
+        self.enter("restored", restore=result.as_dict())
         return self.restored()
 
     def begin_restore(self, request: Answer) -> Job:
@@ -303,7 +303,7 @@ class DestinationGuard(Guard):
             if dead:
                 self.undo(f"The stopped copy lost PIDs {dead}.")
                 raise Refused("The stopped copy on the destination died before it ever ran.", "The source may go on.")
-            self.rec.enter("running", sync=True)
+            self.enter("running", sync=True)
         self.let_run()
         return {"state": self.rec.state, "times": self.rec.data["times"]}
 
@@ -347,7 +347,7 @@ class DestinationGuard(Guard):
         """Kill the copy, wait until its sockets are gone, address off, lift the drop last; images go too."""
         if self.rec.state == "undone":
             return
-        self.rec.enter("undoing", why=why)
+        self.enter("undoing", why=why)
         for name in ("page-server", "restore"):
             job = self.job(name)
             if job:
@@ -360,7 +360,7 @@ class DestinationGuard(Guard):
             net.remove_address(self.address)
         net.unmute(self.run_id)
         self.drop_images()
-        self.rec.enter("undone", sync=True)
+        self.enter("undone", sync=True)
 
     def copy_procs(self) -> list[proc.Proc]:
         """What the restore has made, whole or in part: the recorded copy, else processes under the expected PIDs
@@ -390,7 +390,7 @@ class DestinationGuard(Guard):
     def on_done(self, _request: Answer) -> Answer:
         if self.rec.state == "running":
             self.drop_images()
-            self.rec.enter("done")
+            self.enter("done")
         return {"state": self.rec.state}
 
     def refuse_unless(self, *states: str) -> None:

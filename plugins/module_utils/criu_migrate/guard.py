@@ -37,6 +37,16 @@ class Guard:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
         print(f"{stamp}.{int(time.time() * 1000) % 1000:03d}Z {self.rec.state}: {text}", flush=True)
 
+    def enter(self, state: str, sync: bool = False, **more: Any) -> None:
+        """Go to a state. Where a fault test asks for it, wait there until the test has done its harm."""
+        self.rec.enter(state, sync=sync, **more)
+        if state in (self.config.get("pause_at") or []):
+            self.say("paused for a test")
+            self.rec.note(paused=state)
+            while not os.path.exists(self.log_path(f"go-{state}")):
+                time.sleep(0.01)  # only tests come here
+            self.rec.note(paused="")
+
     def tls_path(self, name: str) -> str:
         return os.path.join(self.folder, "tls", name + ".pem")
 

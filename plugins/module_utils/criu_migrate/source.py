@@ -57,7 +57,7 @@ class SourceGuard(Guard):
         self.say(error.text())
         refused = isinstance(error, Refused)
         if self.rec.state in BEFORE_COMMIT or (self.rec.state == "committed" and refused):
-            self.rec.enter("undoing", sync=True, error={**error.as_dict(), "phase": self.rec.state})
+            self.enter("undoing", sync=True, error={**error.as_dict(), "phase": self.rec.state})
         else:
             self.rec.note(stalled=error.as_dict())
             time.sleep(1.0)  # try again: nothing to wait for but the other node
@@ -138,7 +138,7 @@ class SourceGuard(Guard):
                     f"{self.address} is not on the source.", "Add it there, or leave service_address out."
                 )
             self.rec.note(address_on=where)
-        self.rec.enter("freezing", procs=[item.as_dict() for item in procs])
+        self.enter("freezing", procs=[item.as_dict() for item in procs])
 
     def measure_clock(self) -> dict[str, float]:
         """Offset of the destination's clock (seconds to add to the source's), by Cristian's algorithm (1989) as NTP
@@ -192,7 +192,7 @@ class SourceGuard(Guard):
             self.open_transfer()  # this guard was started again
         self.rec.data["times"]["stopping"] = time.time()
         procs = proc.stop_tree(self.root, self.limits["freeze"], self.procs())
-        self.rec.enter("frozen", procs=[item.as_dict() for item in procs], last_beat=self.heartbeat_mtime())
+        self.enter("frozen", procs=[item.as_dict() for item in procs], last_beat=self.heartbeat_mtime())
 
     def dump(self) -> None:
         job = self.job("dump")
@@ -212,13 +212,13 @@ class SourceGuard(Guard):
             raise MigrationError(f"criu dump did not end within {self.limits['dump']:g} s.", "Raise limits.dump.")
         if result.rc:
             raise failed("dump", result)
-        self.rec.enter("dumped", dump=result.as_dict())
+        self.enter("dumped", dump=result.as_dict())
 
     def detach_address(self) -> None:
         """The dump has locked the connections already; with the address gone the node does not answer for it at all."""
         if self.address:
             net.remove_address(self.address)
-        self.rec.enter("detached")
+        self.enter("detached")
 
     def restore(self) -> None:
         began = time.time()
@@ -234,7 +234,7 @@ class SourceGuard(Guard):
         self.rec.data["sending"] = {"seconds": time.time() - began, **delta}
         request = {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
         answer = self.ask(request, self.limits["restore"] + 10.0)
-        self.rec.enter("restored", restore=answer["restore"])
+        self.enter("restored", restore=answer["restore"])
 
     def rsync(self) -> dict[str, Any]:
         """All image directories, as the seed framework's transfer does, through the guards' TLS."""
@@ -266,7 +266,7 @@ class SourceGuard(Guard):
 
     def commit(self) -> None:
         """From here on the copy on the destination is the process, even if this node dies now."""
-        self.rec.enter("committed", sync=True)
+        self.enter("committed", sync=True)
 
     def finish(self) -> None:
         answer = self.ask({"op": "commit"}, self.limits["commit"])
@@ -280,7 +280,7 @@ class SourceGuard(Guard):
         self.remove_criu_leftovers()
         self.rec.note(stats=stats.read(self.images), bytes=image_bytes(self.images))
         self.drop_images()
-        self.rec.enter("done", sync=True)
+        self.enter("done", sync=True)
 
     def undo(self) -> None:
         """First the destination, so that its copy can never run, then this side in the order that keeps clients."""
@@ -303,7 +303,7 @@ class SourceGuard(Guard):
         if frozen:
             self.resume()
         self.drop_images()
-        self.rec.enter("undone", sync=True)
+        self.enter("undone", sync=True)
         if not self.rec.data["destination_undone"]:
             self.tell_later()
 
