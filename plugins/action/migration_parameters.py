@@ -43,11 +43,13 @@ migration:
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import context
+from ansible.parsing.splitter import parse_kv
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 from ansible.vars.reserved import get_reserved_names
@@ -78,6 +80,28 @@ def load_workloads() -> dict[str, parameters.Spec]:
     """Return the spec of every workload that there is a role for, by name."""
     found = sorted((ROOT / "roles").glob("workload_*/meta/argument_specs.yml"))
     return {path.parents[1].name.removeprefix("workload_"): load_spec(path.parents[1].name) for path in found}
+
+
+def whole_texts(typed: Iterable[str], known: set[str], texts: set[str]) -> tuple[dict[str, str], set[str]]:
+    """Return texts with spaces as they were typed, and the names of the pieces that Ansible made of them.
+
+    C(-e command='python3 /srv/app.py') reaches Ansible without the quotes, which takes the second word for another
+    variable. Where what follows is nothing that is known, all of it belongs to the first.
+    """
+    whole: dict[str, str] = {}
+    pieces: set[str] = set()
+    others: set[str] = set()
+    for text in map(str, typed):
+        name, _equals, value = text.partition("=")
+        if text[:1] in ("@", "{", "["):
+            continue
+        rest = set(parse_kv(text)) - {name}
+        if name in texts and not rest <= known:
+            whole[name] = value
+            pieces |= rest
+        else:
+            others |= rest | {name}
+    return whole, pieces - others
 
 
 class ActionModule(ActionBase):
@@ -113,9 +137,13 @@ class ActionModule(ActionBase):
         known = [*common.options, *chosen.options, *arguments["also_known"], *self._role_options()]
         if name not in workloads:
             known += [option for options in others.values() for option in options]
-        extra = load_extra_vars(self._loader)
+        options = {**common.options, **chosen.options}
+        texts = {option for option, spec in chosen.options.items() if spec.get("type", "str") == "str"}
+        texts.add("experiment_name")
+        whole, pieces = whole_texts(context.CLIARGS.get("extra_vars") or (), set(known), texts)
+        extra = set(load_extra_vars(self._loader)) - pieces
         problems += parameters.check_names(extra, known, get_reserved_names(), others, name)
-        given = self._given([*common.options, *chosen.options], variables)
+        given = {**self._given([option for option in options if option not in pieces], variables), **whole}
         checked = parameters.check_spec(common, {**given, "workload": name or "-"}, "A migration")
         problems += checked.problems + parameters.check_common(checked.values, given)
         of_workload = parameters.check_spec(chosen, given, f"workload={name}")

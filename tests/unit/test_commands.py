@@ -89,6 +89,18 @@ def test_values_are_typed_wherever_they_come_from(check: Any, tmp_path: Path) ->
     assert migration["working_dir"] == f"/srv/criu-migrate/{migration['run_id']}"
 
 
+def test_a_command_line_keeps_its_words(check: Any) -> None:
+    line = "env A=1 transfer=rsync python3 /srv/app.py --x=2 'a b'"
+    for typed in (f"command={line}", json.dumps({"command": line})):
+        done, migration = check("workload=command", typed, "experiment_name=my first run")
+        assert done.returncode == 0, done.stdout
+        assert migration["workload"]["params"]["command"] == line
+        assert migration["transfer"] == "page_server"
+        assert migration["experiment_name"] == "my first run"
+    done, migration = check("workload=command command='sleep 9' transfer=rsync")
+    assert (migration["workload"]["params"]["command"], migration["transfer"]) == ("sleep 9", "rsync")
+
+
 def test_destination_that_is_the_source(check: Any) -> None:
     same = {**HOSTS, "destination": {"hosts": {"node-b": {"ansible_host": "10.0.0.1"}}}}
     done, _ = check("workload=redis", inventory={"all": {"children": same}})
