@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: criu_check
 short_description: Tell what the CRIU of this node can do, by trying
 description:
-  - Runs C(criu check), asks for single features, and dumps a small process of its own that listens on a TCP socket. Some
-    versions of CRIU pass the check and still cannot dump a socket on a newer kernel.
+  - Runs C(criu check), asks for single features, and dumps a small process of its own that listens on a TCP socket.
+    Some versions of CRIU pass the check and still cannot dump a socket on a newer kernel.
   - Never fails because CRIU is missing or does not work; look at RV(ok) and RV(reason).
 options:
   features:

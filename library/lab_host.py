@@ -35,6 +35,11 @@ options:
     type: list
     elements: str
     default: []
+  contents:
+    description: Other things that decide what is in the image, for instance names of packages.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full
@@ -65,6 +70,7 @@ image:
   returned: success
   contains:
     path: {description: Folder of the image., type: str}
+    base: {description: Folder of the base., type: str}
     exists: {description: The image is in the cache., type: bool}
     base_exists: {description: The base of it is in the cache., type: bool}
 """
@@ -103,6 +109,7 @@ def main() -> None:
             "backend": {"type": "str", "default": "namespace"},
             "suite": {"type": "str", "default": "trixie"},
             "inputs": {"type": "list", "elements": "str", "default": []},
+            "contents": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -110,14 +117,14 @@ def main() -> None:
     found = asked_for(params["name"], params["nodes"], params["rate"], params["backend"])
     if found:
         module.fail_json(msg=lab_host.message(found))
-    image = Image(params["suite"], params["inputs"])
+    image = Image.of(params["suite"], params["inputs"], params["contents"])
     found = lab_host.problems(image.exists(), image.cache, lab_store.DISK_ROOT, params["rate"])
     if found:
         module.fail_json(msg=lab_host.message(found))
     module.exit_json(
         changed=False,
         missing_packages=lab_host.missing_packages(image.exists()),
-        image={"path": image.path, "exists": image.exists(), "base_exists": image.base_exists()},
+        image={"path": image.path, "base": image.base, "exists": image.exists(), "base_exists": image.base_exists()},
     )
 
 

@@ -19,15 +19,18 @@ options:
     type: str
     choices: [unpacked, configured, filling, sealed]
     required: true
+  path:
+    description: Where the image will lie, as M(lab_host) says.
+    type: path
+    required: true
+  base:
+    description: Where its base lies, or will lie.
+    type: path
+    required: true
   suite:
     description: The Debian suite of the image.
     type: str
     default: trixie
-  inputs:
-    description: Files and folders (patterns) that decide what is in the image; they are part of its key.
-    type: list
-    elements: str
-    default: []
   authorized_key:
     description: Public SSH key of the filling node's user, for O(state=filling).
     type: str
@@ -46,6 +49,8 @@ EXAMPLES = r"""
 - name: Unpack a minimal Debian
   lab_image:
     state: unpacked
+    path: "{{ host.image.path }}"
+    base: "{{ host.image.base }}"
 """
 
 RETURN = r"""
@@ -88,15 +93,16 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["unpacked", "configured", "filling", "sealed"]},
+            "path": {"type": "path", "required": True},
+            "base": {"type": "path", "required": True},
             "suite": {"type": "str", "default": "trixie"},
-            "inputs": {"type": "list", "elements": "str", "default": []},
             "authorized_key": {"type": "str", "default": "", "no_log": False},
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
-        image = Image(params["suite"], params["inputs"])
+        image = Image(params["path"], params["base"], params["suite"])
         module.exit_json(**step(params["state"], image, params["authorized_key"], module.check_mode))
     except MigrationError as error:
         module.fail_json(msg=error.text(), **error.details)

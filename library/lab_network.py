@@ -8,7 +8,8 @@ module: lab_network
 short_description: The record and the network of a lab, or its removal
 description:
   - Makes a network namespace with a bridge, chooses a network 10.77.x.0/24 that no other lab has, makes host keys.
-  - V(absent) removes every trace of the lab from this machine, whatever state it is in.
+  - V(absent) removes every trace of the lab from this machine, whatever state it is in, and what killed runs left of
+    half-made images.
 options:
   name:
     description: Name of the lab.
@@ -60,6 +61,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate.lab_image import CACHE, clear_abandoned
 from ..module_utils.criu_migrate.lab_store import Lab
 
 
@@ -87,7 +89,10 @@ def main() -> None:
         lab = Lab(module.params["name"])
         if module.params["state"] == "present":
             module.exit_json(**present(lab, module.params, module.check_mode))
-        module.exit_json(changed=lab.exists() if module.check_mode else lab.remove())
+        if module.check_mode:
+            module.exit_json(changed=lab.exists())
+        clear_abandoned(CACHE)
+        module.exit_json(changed=lab.remove())
     except MigrationError as error:
         module.fail_json(msg=error.text(), **error.details)
 

@@ -64,14 +64,20 @@ def digest(parts: Iterable[str], files: Iterable[str] = ()) -> str:
 
 
 class Image:
-    """One image: the suite it starts from and the role files that fill it."""
+    """One image in the cache, filled, and the base that it is made of."""
 
-    def __init__(self, suite: str, inputs: Iterable[str], cache: str = CACHE) -> None:
-        fixed = [suite, os.uname().machine, *PACKAGES, SSHD, APT_OWN]
+    def __init__(self, path: str, base: str, suite: str) -> None:
+        self.path = path
+        self.base = base
         self.suite = suite
-        self.cache = cache
-        self.base = os.path.join(cache, "base-" + digest(fixed))
-        self.path = os.path.join(cache, digest(fixed, files_below(inputs)))
+        self.cache = os.path.dirname(path)
+
+    @classmethod
+    def of(cls, suite: str, inputs: Iterable[str], contents: Iterable[str], cache: str = CACHE) -> Image:
+        """The image that these role files (patterns) and other contents make of a suite."""
+        fixed = [suite, os.uname().machine, *PACKAGES, SSHD, APT_OWN]
+        key = digest([*fixed, *contents], files_below(inputs))
+        return cls(os.path.join(cache, key), os.path.join(cache, "base-" + digest(fixed)), suite)
 
     def exists(self) -> bool:
         return os.path.isdir(self.path)
@@ -140,7 +146,7 @@ def proxies(settings: str) -> dict[str, str]:
 
 
 def controller() -> Proc:
-    """The ansible-playbook that this module runs under: the topmost ancestor whose command line names it."""
+    """The ansible-playbook that this module runs under: the topmost ancestor whose program is Ansible's."""
     own = stat(os.getpid())
     best = Proc(os.getpid(), own[2] if own else 0)
     pid = os.getpid()
@@ -149,8 +155,9 @@ def controller() -> Proc:
         if found is None:
             break
         with open(f"/proc/{pid}/cmdline", "rb") as handle:
-            if b"ansible" in handle.read():
-                best = Proc(pid, found[2])
+            words = handle.read().split(b"\0")[:2]  # the second where the first is the interpreter
+        if any(os.path.basename(word).startswith(b"ansible") for word in words):
+            best = Proc(pid, found[2])
         pid = found[1]
     return best
 
@@ -202,6 +209,7 @@ class Builder:
     def copy_base(self) -> None:
         """A copy of the base, to be filled."""
         clear_abandoned(self.image.cache)
+        stop_filler(self.state)
         remove_tree(self.part)
         run(["cp", "-a", "--reflink=auto", self.image.base, self.part])
 
@@ -251,6 +259,7 @@ class Builder:
         """Stop the filling node, take away what is not for a node, and give the image its name."""
         stop_filler(self.state)
         shutil.rmtree(self.state)
+        clear_abandoned(self.image.cache)
         gone = ["etc/apt/apt.conf.d/20host", "etc/resolv.conf", "etc/apt/auth.conf.d/*", "etc/ssh/ssh_host_*",
                 f"home/{lab_store.USER}/.[!b.p]*", "var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*.log",
                 "tmp/*", "run/*"]  # fmt: skip

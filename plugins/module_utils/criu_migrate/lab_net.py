@@ -26,7 +26,7 @@ def rate_bits(rate: str) -> float:
     if not found:
         raise ValueError(f"{rate!r} is not a link rate; write it as tc does, for instance 1gbit or 300mbit")
     base = 1024 if found.group(3) else 1000
-    bits = float(found.group(1)) * base ** _UNITS[found.group(2) or ""]
+    bits = float(found.group(1)) * float(base ** _UNITS[found.group(2) or ""])
     if bits <= 0:
         raise ValueError("a link rate must be above 0")
     return bits * (8 if found.group(4) == "bps" else 1)
@@ -107,10 +107,20 @@ def remove_hub(pin: str) -> bool:
     return False
 
 
+def _unplug(pin: str, name: str) -> None:
+    """Remove the cable of a node that died a moment ago: the kernel does it too, but later."""
+    if name not in ports(pin):
+        return
+    try:
+        inside(pin, ["ip", "link", "delete", name])
+    except MigrationError:
+        if name in ports(pin):
+            raise  # it was not the kernel that came first
+
+
 def plug(pin: str, name: str, pid: int, subnet: int, host: int, rate: str = "") -> None:
     """A cable from the bridge (port named like the node) to eth0 in the network namespace of process `pid`."""
-    if name in ports(pin):  # a node that died a moment ago: the kernel tears its cable down later
-        inside(pin, ["ip", "link", "delete", name])
+    _unplug(pin, name)
     inside(pin, ["ip", "-batch", "-"], "\n".join([
         f"link add {name} type veth peer name eth0 netns {pid}",
         f"link set {name} master {BRIDGE} up",

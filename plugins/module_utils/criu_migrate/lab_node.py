@@ -106,7 +106,7 @@ def _identified(pid: int) -> Proc:
 
 
 def _read_all(fd: int) -> str:
-    parts = []
+    parts: list[bytes] = []
     while True:
         part = os.read(fd, 65536)
         if not part:
