@@ -25,9 +25,11 @@ options:
       - V(watched) waits until the record is final or O(seconds) have passed; starts a guard that was killed again.
       - V(present) only reads the record.
       - V(collected) returns the record, CRIU's statistics and all logs.
+      - V(undone), on the destination only, ends its guard and removes the copy that never ran.
+      - V(fenced), on the destination only, lets the stopped copy run on a person's word that the source is dead.
       - V(absent) removes keys, images, logs and the guard of a finished run; the record stays.
     type: str
-    choices: [armed, started, watched, present, collected, absent]
+    choices: [armed, started, watched, present, collected, undone, fenced, absent]
     required: true
   config:
     description: The guard's configuration, for O(state=armed); see docs/guards.md.
@@ -126,6 +128,8 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
         result = {"changed": restarts > 0, "restarts": restarts}
     elif state == "collected":
         return {"changed": False, **control.collect(run_id)}
+    elif state in ("undone", "fenced"):
+        result = {"changed": control.offline(run_id, "fence" if state == "fenced" else "undo")}
     elif state == "absent":
         return {"changed": control.remove(run_id)}
     else:
@@ -141,7 +145,7 @@ def main() -> None:
             "state": {
                 "type": "str",
                 "required": True,
-                "choices": ["armed", "started", "watched", "present", "collected", "absent"],
+                "choices": ["armed", "started", "watched", "present", "collected", "undone", "fenced", "absent"],
             },
             "config": {"type": "dict", "default": {}},
             "tls": {"type": "dict", "default": {}, "no_log": True},
@@ -150,7 +154,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    if module.check_mode and module.params["state"] in ("armed", "started", "absent"):
+    if module.check_mode and module.params["state"] in ("armed", "started", "undone", "fenced", "absent"):
         module.exit_json(changed=True, record=None)
     try:
         module.exit_json(**act(module.params))

@@ -6,8 +6,8 @@ DOCUMENTATION = r"""
 name: migration_metrics
 short_description: Compute the metrics of a migration
 description:
-  - Turns the records and statistics that M(criu_guard) collected into the document that C(metrics.json) holds, and names
-    the logs as the results folder has them. Runs on the control node, changes nothing.
+  - Turns the records and statistics that M(criu_guard) collected into the document that C(metrics.json) holds, and
+    names the logs as the results folder has them. Runs on the control node, changes nothing.
 options:
   params:
     description: The fact C(migration).
@@ -92,7 +92,8 @@ class ActionModule(ActionBase):
         """Return the metrics and the files."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         spec: dict[str, Any] = {name: {"type": "dict", "default": {}} for name in DICTS}
-        spec.update({"params": {"type": "dict", "required": True}, "began": {"type": "float"}, "ended": {"type": "float"}})
+        spec["params"] = {"type": "dict", "required": True}
+        spec.update({"began": {"type": "float"}, "ended": {"type": "float"}})
         _validation, given = self.validate_argument_spec(spec)
         built = metrics.build(
             given["params"],
@@ -107,4 +108,5 @@ class ActionModule(ActionBase):
             ended=given["ended"],
             names=given["names"],
         )
-        return {**result, "changed": False, "metrics": built, "files": metrics.files(given["source"], given["destination"])}
+        logs = metrics.files(given["source"], given["destination"])
+        return {**result, "changed": False, "metrics": built, "files": logs}

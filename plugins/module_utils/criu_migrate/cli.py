@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from . import proc
 from .errors import CriuError
@@ -72,10 +72,10 @@ class Tls:
 class PageServer:
     """Where pages go: a connected socket handed over as a descriptor, or an address and a port."""
 
-    fd: Optional[int] = None
+    fd: int | None = None
     address: str = ""
     port: int = 0
-    tls: Optional[Tls] = None
+    tls: Tls | None = None
 
     def argv(self, client: bool) -> list[str]:
         words = ["--page-server"] if client else []
@@ -130,7 +130,7 @@ class Job:
         self.log = log
         self.began = began  # CLOCK_REALTIME, as a restarted guard has another idea of monotonic starts
         self.shell = proc.Proc(pid, start)
-        self._child: Optional[subprocess.Popen[bytes]] = None
+        self._child: subprocess.Popen[bytes] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -169,14 +169,14 @@ class Job:
         job._child = child
         return job
 
-    def _rc(self) -> Optional[int]:
+    def _rc(self) -> int | None:
         try:
             with open(os.path.join(self.folder, self.name + ".rc"), encoding="ascii") as handle:
                 return int(handle.read())
         except (FileNotFoundError, ValueError):
             return None
 
-    def wait(self, limit: float, tries: Sequence[int] = ()) -> Optional[Result]:
+    def wait(self, limit: float, tries: Sequence[int] = ()) -> Result | None:
         """Wait until it has ended, at most `limit` seconds; None when it still runs.
 
         Returns early (None) when one of the descriptors in `tries` becomes readable.
@@ -200,10 +200,14 @@ class Job:
         return self.result(-signal.SIGKILL if rc is None else rc)
 
     def result(self, rc: int) -> Result:
+        try:
+            ended = os.path.getmtime(os.path.join(self.folder, self.name + ".rc"))
+        except FileNotFoundError:
+            ended = time.time()
         return Result(
             self.cmd,
             rc,
-            time.time() - self.began,
+            max(0.0, ended - self.began),
             self.log,
             tail(self.log),
             tail(os.path.join(self.folder, self.name + ".err")),
@@ -259,10 +263,15 @@ def remedy(text: str) -> str:
     return "Read CRIU's log (log_tail has its end); playbooks/preflight.yml looks for the usual causes."
 
 
+def _status(fd: int | None) -> list[str]:
+    """CRIU writes one byte to the descriptor when it is ready to be connected to."""
+    return [] if fd is None else ["--status-fd", str(fd)]
+
+
 class Criu:
     """One criu binary. Commands return a finished Result, `*_job` return a Job that runs on."""
 
-    def __init__(self, path: str = "", options: Optional[Options] = None) -> None:
+    def __init__(self, path: str = "", options: Options | None = None) -> None:
         found = path or shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin")
         if not found:
             raise CriuError(
@@ -300,35 +309,58 @@ class Criu:
         return [self.path, action, "-D", images, "-W", work, "-v4", "-o", log]
 
     def dump_argv(
-        self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-dump.log"
+        self,
+        pid: int,
+        images: str,
+        work: str,
+        pages: PageServer | None = None,
+        log: str = "criu-dump.log",
+        leave: str = "stopped",
+        track_mem: bool = False,
+        previous: str = "",
     ) -> list[str]:
-        """dump --leave-stopped: success never kills, the source's copy is killed by its guard alone."""
-        words = [
-            *self._images("dump", images, work, log),
-            "-t",
-            str(pid),
-            "--leave-stopped",
-            *self.options.argv("dump"),
-        ]
+        """--leave-stopped unless told otherwise: success never kills, whoever asked for the dump does that.
+
+        `previous` is relative to `images`, as CRIU makes a link of it.
+        """
+        words = [*self._images("dump", images, work, log), "-t", str(pid), f"--leave-{leave}"]
+        words += self.options.argv("dump") + (["--track-mem"] if track_mem else [])
+        words += ["--prev-images-dir", previous] if previous else []
         return words + (pages.argv(client=True) if pages else [])
 
     def pre_dump_argv(
-        self, pid: int, images: str, work: str, pages: Optional[PageServer] = None, previous: str = ""
+        self, pid: int, images: str, work: str, pages: PageServer | None = None, previous: str = ""
     ) -> list[str]:
         words = [*self._images("pre-dump", images, work, "criu-pre-dump.log"), "-t", str(pid), "--track-mem"]
         words += self.options.argv("pre-dump") + (["--prev-images-dir", previous] if previous else [])
         return words + (pages.argv(client=True) if pages else [])
 
     def page_server_argv(
-        self, images: str, work: str, pages: PageServer, log: str = "criu-page-server.log"
+        self,
+        images: str,
+        work: str,
+        pages: PageServer,
+        log: str = "criu-page-server.log",
+        serve: bool = False,
+        previous: str = "",
+        status_fd: int | None = None,
     ) -> list[str]:
-        return [*self._images("page-server", images, work, log), *pages.argv(client=False)]
+        """A server that takes pages in, or with `serve` gives those of `images` to a remote lazy-pages daemon."""
+        words = [*self._images("page-server", images, work, log), *pages.argv(client=False)]
+        words += ["--lazy-pages"] if serve else []
+        words += ["--prev-images-dir", previous] if previous else []
+        return words + _status(status_fd)
 
     def lazy_pages_argv(
-        self, images: str, work: str, pages: Optional[PageServer] = None, log: str = "criu-lazy-pages.log"
+        self,
+        images: str,
+        work: str,
+        pages: PageServer | None = None,
+        log: str = "criu-lazy-pages.log",
+        status_fd: int | None = None,
     ) -> list[str]:
         words = self._images("lazy-pages", images, work, log)
-        return words + (pages.argv(client=True) if pages else [])
+        return words + (pages.argv(client=True) if pages else []) + _status(status_fd)
 
     def restore_argv(self, images: str, work: str, pidfile: str, stopped: bool = True, lazy: bool = False) -> list[str]:
         words = [*self._images("restore", images, work, "criu-restore.log"), "--restore-detached", "--pidfile", pidfile]

@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any, Optional
+from typing import Any
 
 from . import guard, net, payload, proc, record, stats
 from .errors import MigrationError
 
+STALL = 120.0  # seconds after which a watcher stops waiting for a guard that cannot get on; the guard goes on trying
 MAX_LOG = 2 << 20  # bytes of one log that are collected, its end
 
 
@@ -96,7 +97,7 @@ def wait_change(run_id: str, state: str, limit: float) -> record.Record:
     return rec
 
 
-def _guard_fd(rec: record.Record) -> Optional[int]:
+def _guard_fd(rec: record.Record) -> int | None:
     data = rec.data.get("guard") or {}
     if not data or not proc.Proc(data["pid"], data["start"]).alive():
         return None
@@ -116,7 +117,8 @@ def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
     restarts = 0
     while True:
         rec = load(run_id)
-        if rec.final or time.monotonic() >= deadline:
+        stalled = float((rec.data.get("stalled") or {}).get("since", time.time()))
+        if rec.final or time.monotonic() >= deadline or time.time() - stalled > STALL:
             return rec, restarts
         if not alive(run_id):
             if load(run_id).final:
@@ -204,3 +206,31 @@ def remove(run_id: str, force: bool = False) -> bool:
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
             changed = True
     return changed
+
+
+def offline(run_id: str, action: str) -> bool:
+    """Let the destination's side act without the source, after its guard has been ended: `undo` or `fence`."""
+    from .destination import DestinationGuard
+
+    rec = load(run_id)
+    if rec.final:
+        return False
+    data = rec.data.get("guard") or {}
+    if data and alive(run_id):
+        running = proc.Proc(int(data["pid"]), int(data["start"]))
+        running.kill(signal.SIGKILL)
+        proc.wait_gone([running], 5.0)
+    held = record.lock(run_id)
+    if held is None:
+        raise MigrationError("The guard on this node does not end.", "Kill it, then try again.")
+    try:
+        side = DestinationGuard(load(run_id), guard.read_config(run_id))
+        if action == "fence":
+            side.fence()
+        elif side.rec.state in ("running", "done"):
+            side.rec.enter("done")
+        else:
+            side.undo("The records say that the source goes on.")
+    finally:
+        os.close(held)
+    return True

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 from . import net, proc, relay, sockets, sync, wire
 from .cli import Job, PageServer, failed
@@ -35,6 +35,7 @@ class DestinationGuard(Guard):
         self.wake_read, self.wake_write = os.pipe()
         self.handlers: dict[str, Callable[[Answer], Answer]] = {
             "hello": self.on_hello,
+            "state": lambda _request: {"state": self.rec.state},
             "ping": lambda _request: {"now": time.time()},
             "pages": self.on_pages,
             "pages_ready": self.on_pages_ready,
@@ -69,6 +70,8 @@ class DestinationGuard(Guard):
     def run(self) -> None:
         if self.rec.state == "undoing":
             self.undo()
+        elif self.rebooted() and self.rec.state in ("receiving", "restoring", "restored"):
+            self.undo("The destination was rebooted, its stopped copy died with it.")
         listener = self.listen()
         context = wire.context(True, *(self.tls_path(name) for name in ("ca", "cert", "key")))
         self.say(f"listening on port {self.rec.data['port']}")
@@ -124,7 +127,7 @@ class DestinationGuard(Guard):
         """Answer requests until the link breaks; True when the connection now belongs to a relay."""
         receiver = sync.Receiver(self.roots)
         images = sync.Receiver([self.images])
-        problem: Optional[MigrationError] = None
+        problem: MigrationError | None = None
         while True:
             header, body = link.receive()
             self.heard = time.monotonic()
@@ -287,7 +290,7 @@ class DestinationGuard(Guard):
         running = [item.pid for item in copy if not proc.fully_stopped(item.pid)]
         if missing or running:
             raise MigrationError(
-                f"The restored copy is not whole: missing PIDs {missing}, running although stopped was asked for {running}.",
+                f"The restored copy is not whole: missing PIDs {missing}, not stopped {running}.",
                 "See criu-restore.log on the destination.",
             )
 
@@ -300,14 +303,22 @@ class DestinationGuard(Guard):
         if self.rec.state not in ("running", "done"):
             self.refuse_unless("restored")
             dead = [item.pid for item in self.procs() if not item.alive()]
-            if dead:
+            if dead or not self.procs():
                 self.undo(f"The stopped copy lost PIDs {dead}.")
                 raise Refused("The stopped copy on the destination died before it ever ran.", "The source may go on.")
             self.enter("running", sync=True)
         self.let_run()
         return {"state": self.rec.state, "times": self.rec.data["times"]}
 
-    def let_run(self) -> None:
+    def fence(self) -> None:
+        """A person says that the source is dead: the stopped copy becomes the process without the source's word."""
+        self.refuse_unless("restored")
+        if self.rebooted() or any(not item.alive() for item in self.procs()):
+            raise MigrationError("The stopped copy on the destination is dead.", "Start the program anew.")
+        self.enter("running", sync=True, fenced=True)
+        self.let_run(wait=True)
+
+    def let_run(self, wait: bool = False) -> None:
         """Everything after the record says "running": each step may be done twice, after a restart of this guard."""
         if "resumed" in self.rec.data["times"]:
             return
@@ -319,10 +330,13 @@ class DestinationGuard(Guard):
         proc.continue_procs(self.procs())
         self.rec.data["times"]["resumed"] = time.time()
         self.rec.note()
-        threading.Thread(target=self.after_resume, args=(beat,), daemon=True).start()
+        watcher = threading.Thread(target=self.after_resume, args=(beat,), daemon=True)
+        watcher.start()
+        if wait:
+            watcher.join()
 
-    def after_resume(self, beat: Optional[float]) -> None:
-        """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks. Not part of the hand-over."""
+    def after_resume(self, beat: float | None) -> None:
+        """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks. Outside the hand-over."""
         limit = time.monotonic() + 5.0
         first = None
         while beat is not None and time.monotonic() < limit:

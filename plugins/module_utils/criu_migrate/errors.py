@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 
 class MigrationError(Exception):
@@ -12,7 +12,7 @@ class MigrationError(Exception):
     (for a criu command: cmd, rc, log, log_tail).
     """
 
-    def __init__(self, message: str, remedy: str = "", details: Optional[dict[str, Any]] = None) -> None:
+    def __init__(self, message: str, remedy: str = "", details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy

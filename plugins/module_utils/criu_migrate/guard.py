@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from typing import Any, Optional
+from typing import Any
 
 from . import limits, net, proc, record
 from .cli import Criu, Job, Options
@@ -59,16 +59,22 @@ class Guard:
         if not self.config.get("keep_images"):
             shutil.rmtree(self.images, ignore_errors=True)
 
-    def job(self, name: str) -> Optional[Job]:
+    def job(self, name: str) -> Job | None:
         data = self.rec.data.get("jobs", {}).get(name)
-        return Job.from_dict(data) if data else None
+        return Job.from_dict(data) if data and not self.rebooted() else None
 
     def start_job(self, name: str, cmd: list[str], log: str, fds: tuple[int, ...] = ()) -> Job:
         job = Job.launch(name, self.folder, cmd, log, fds)
         self.rec.note(jobs={**self.rec.data.get("jobs", {}), name: job.as_dict()})
         return job
 
+    def rebooted(self) -> bool:
+        """The node was started anew since the run began: every process of the record is dead, PIDs mean nothing."""
+        return bool(self.rec.data["boot_id"] != record.boot_id())
+
     def procs(self) -> list[proc.Proc]:
+        if self.rebooted():
+            return []
         return [proc.Proc.from_dict(item) for item in self.rec.data.get("procs", [])]
 
     def log_path(self, name: str) -> str:
@@ -88,7 +94,7 @@ class Guard:
         }
         self.rec.note()
 
-    def heartbeat_mtime(self) -> Optional[float]:
+    def heartbeat_mtime(self) -> float | None:
         """When the kernel last saw the workload write its heartbeat (seconds, this node's clock)."""
         path = str(self.config.get("heartbeat") or "")
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 SCHEMA_VERSION = 1
 NOTICES = {"aws": 120.0, "gcp": 30.0}  # seconds between a spot instance's notice and its end
@@ -12,7 +13,7 @@ PAGE = 4096  # bytes of a page in CRIU's statistics
 Data = Mapping[str, Any]
 
 
-def _difference(later: Any, earlier: Any) -> Optional[float]:
+def _difference(later: Any, earlier: Any) -> float | None:
     return None if later is None or earlier is None else round(float(later) - float(earlier), 6)
 
 
@@ -64,12 +65,14 @@ def downtime(source: Data, destination: Data, marks: Data, heartbeat: Data, clie
 
 
 def transfer(params: Data, source: Data, stats: Data, marks: Data) -> dict[str, Any]:
-    """Bytes of pages and images that crossed, and the seconds in which they did (with a page server: those of the dump)."""
+    """Bytes of pages and images that crossed, and the seconds in which they did (page server: those of the dump)."""
     dump = stats.get("dump") or {}
     pages = int(dump.get("pages_written", 0)) * PAGE
     size = int(source.get("bytes") or 0)
     rsync = params.get("transfer") == "rsync"
-    seconds = (source.get("rsync") or {}).get("seconds") if rsync else _difference(marks.get("sent"), marks.get("frozen"))
+    seconds = (
+        (source.get("rsync") or {}).get("seconds") if rsync else _difference(marks.get("sent"), marks.get("frozen"))
+    )
     total = (size if rsync else pages + size) if dump else None
     return {
         "method": params.get("transfer"),
@@ -80,7 +83,7 @@ def transfer(params: Data, source: Data, stats: Data, marks: Data) -> dict[str, 
     }
 
 
-def deadlines(params: Data, status: str, began: Optional[float], free: Optional[float]) -> dict[str, Any]:
+def deadlines(params: Data, status: str, began: float | None, free: float | None) -> dict[str, Any]:
     """Would a notice at the start of the run have left enough time? For both providers, and the one asked for."""
     limits = dict(NOTICES)
     asked = params.get("deadline") or {}
@@ -111,7 +114,7 @@ def _observed(source: Data, destination: Data, key: str) -> dict[str, Any]:
     }
 
 
-def _node(name: str, address: str, facts: Data, clock: Optional[Data]) -> dict[str, Any]:
+def _node(name: str, address: str, facts: Data, clock: Data | None) -> dict[str, Any]:
     return {
         "name": name,
         "address": address,
@@ -138,14 +141,14 @@ def build(
     source: Data,
     destination: Data,
     *,
-    preflight: Optional[Data] = None,
-    verified: Optional[Data] = None,
-    heartbeat: Optional[Data] = None,
-    client: Optional[Data] = None,
-    error: Optional[Data] = None,
-    began: Optional[float] = None,
-    ended: Optional[float] = None,
-    names: Optional[Mapping[str, Mapping[str, str]]] = None,
+    preflight: Data | None = None,
+    verified: Data | None = None,
+    heartbeat: Data | None = None,
+    client: Data | None = None,
+    error: Data | None = None,
+    began: float | None = None,
+    ended: float | None = None,
+    names: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Everything that design.md lists for metrics.json.
 
@@ -155,7 +158,10 @@ def build(
     one, two = source.get("record") or {}, destination.get("record") or {}
     marks = times_on_source_clock(one, two)
     status = status_of(one, two)
-    stats = {**(source.get("stats") or {}), **{k: v for k, v in (destination.get("stats") or {}).items() if k == "restore"}}
+    stats = {
+        **(source.get("stats") or {}),
+        **{k: v for k, v in (destination.get("stats") or {}).items() if k == "restore"},
+    }
     facts = preflight or {}
     parts = downtime(one, two, marks, heartbeat or {}, client or {})
     problem = error or one.get("error") or two.get("guard_error")
@@ -172,7 +178,10 @@ def build(
         "lazy_restore": False,
         "transfer": transfer(params, one, stats, marks),
         "status": status,
-        "process": {"node": (named.get(where or "") or {}).get("name") if where else None, "pid": root if where else None},
+        "process": {
+            "node": (named.get(where or "") or {}).get("name") if where else None,
+            "pid": root if where else None,
+        },
         "nodes": {
             "source": _node(**_name(named, "source"), facts=facts.get("source") or {}, clock=None),
             "destination": _node(
@@ -211,7 +220,7 @@ def _name(names: Mapping[str, Mapping[str, str]], role: str) -> dict[str, str]:
     return {"name": found.get("name", role), "address": found.get("address", "")}
 
 
-def files(source: Data, destination: Data, workload_output: str = "") -> dict[str, str]:
+def files(source: Data, destination: Data) -> dict[str, str]:
     """Logs of both nodes under the names of the seed documents' results folder."""
     found: dict[str, str] = {}
     for folder, collected in (("source", source), ("dest", destination)):
@@ -233,6 +242,4 @@ def files(source: Data, destination: Data, workload_output: str = "") -> dict[st
 
 
 def _json(data: Any) -> str:
-    import json
-
     return json.dumps(data, indent=2, sort_keys=True) + "\n"

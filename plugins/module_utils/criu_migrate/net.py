@@ -9,7 +9,7 @@ import shutil
 import socket
 import struct
 import subprocess
-from typing import Any, Optional
+from typing import Any
 
 from .errors import MigrationError
 
@@ -36,7 +36,7 @@ def _interfaces() -> list[dict[str, Any]]:
     return parsed
 
 
-def find_address(address: str) -> Optional[dict[str, Any]]:
+def find_address(address: str) -> dict[str, Any] | None:
     """{interface, prefix} of an IPv4 address of this node, or None."""
     for link in _interfaces():
         for info in link.get("addr_info", []):

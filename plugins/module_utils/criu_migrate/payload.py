@@ -9,7 +9,8 @@ import io
 import zipfile
 
 NAMES = (
-    "cli", "destination", "errors", "guard", "limits", "net", "proc", "record", "relay", "sockets", "source", "stats", "sync", "wire",
+    "cli", "destination", "errors", "guard", "limits", "net", "proc", "record", "relay",
+    "sockets", "source", "stats", "sync", "wire",
 )  # fmt: skip
 _MAIN = "import sys\nfrom criu_migrate.guard import main\nsys.exit(main(sys.argv))\n"
 # Ansible packs only modules that it sees imported; payload needs the text of every one of them.

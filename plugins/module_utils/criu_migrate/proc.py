@@ -6,7 +6,8 @@ import os
 import select
 import signal
 import time
-from typing import Any, Iterable, Optional
+from collections.abc import Iterable
+from typing import Any
 
 from .errors import MigrationError
 
@@ -46,7 +47,7 @@ class Proc:
             os.close(fd)
 
 
-def stat(pid: int, tid: Optional[int] = None) -> Optional[tuple[str, int, int]]:
+def stat(pid: int, tid: int | None = None) -> tuple[str, int, int] | None:
     """(state letter, parent PID, start time in clock ticks) or None when there is no such process.
 
     Fields as in proc_pid_stat(5); the command name may hold blanks and parentheses.

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from typing import Any, Optional
+from typing import Any
 
 RUNS = "/var/lib/criu-migrate"
 
@@ -71,7 +71,7 @@ class Record:
         return record
 
     @classmethod
-    def load(cls, run_id: str) -> Optional[Record]:
+    def load(cls, run_id: str) -> Record | None:
         path = os.path.join(run_dir(run_id), "record.json")
         try:
             with open(path, encoding="utf-8") as handle:
@@ -88,7 +88,7 @@ class Record:
         return self.state in FINAL
 
     def enter(self, state: str, sync: bool = False, **more: Any) -> None:
-        """Go to a state. Only what has to survive the death of the node is synced (the process dies with it otherwise)."""
+        """Go to a state. Synced where it has to survive the death of the node; otherwise the process dies with it."""
         self.data["state"] = state
         self.data["times"].setdefault(state, time.time())
         self.note(sync=sync, **more)
@@ -99,7 +99,7 @@ class Record:
         write_file(self.path, json.dumps(self.data, sort_keys=True).encode(), sync=sync)
 
 
-def lock(run_id: str) -> Optional[int]:
+def lock(run_id: str) -> int | None:
     """Take the run's guard lock; None when another guard of this run lives. Held until the process ends."""
     fd = os.open(os.path.join(run_dir(run_id), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

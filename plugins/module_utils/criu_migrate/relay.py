@@ -74,7 +74,7 @@ def _pump_and_close(link: ssl.SSLSocket, local: socket.socket) -> None:
 
 
 def attach(link: ssl.SSLSocket) -> socket.socket:
-    """The end of a socket pair to hand to a program; what it says goes over the link, by a thread, until either ends."""
+    """The end of a socket pair to hand to a program; a thread carries what it says over the link, until either ends."""
     near, far = socket.socketpair()
     for end in (near, far):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _PIECE)

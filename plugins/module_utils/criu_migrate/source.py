@@ -1,4 +1,4 @@
-"""The guard on the source: freezes, dumps, hands over, and decides. Its record is the one truth about which copy runs."""
+"""The guard on the source: freezes, dumps, hands over, decides. Its record is the one truth about which copy runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 from . import net, proc, relay, sockets, stats, sync, wire
 from .cli import PageServer, Result, failed, tail
@@ -27,9 +27,9 @@ class SourceGuard(Guard):
     def __init__(self, rec: Record, config: dict[str, Any]) -> None:
         super().__init__(rec, config)
         self.root = proc.Proc(int(config["pid"]), int(config["start"]))
-        self.link: Optional[wire.Link] = None
-        self.lost_since: Optional[float] = None
-        self.page_channel: Optional[socket.socket] = None
+        self.link: wire.Link | None = None
+        self.lost_since: float | None = None
+        self.page_channel: socket.socket | None = None
         self.manifests: list[sync.Manifest] = []
         self.steps: dict[str, Callable[[], None]] = {
             "armed": self.prepare,
@@ -42,6 +42,8 @@ class SourceGuard(Guard):
         }
 
     def run(self) -> None:
+        if self.rebooted() and self.rec.state in BEFORE_COMMIT:
+            self.after_reboot()
         while not self.rec.final:
             if self.rec.state == "undoing":
                 self.undo()
@@ -53,14 +55,28 @@ class SourceGuard(Guard):
         self.say_goodbye()
 
     def failed(self, error: MigrationError) -> None:
-        """Before the commit everything is undone; after it only the destination's own word that it never ran allows that."""
+        """Before the commit everything is undone; after it only on the destination's own word that it never ran."""
         self.say(error.text())
         refused = isinstance(error, Refused)
         if self.rec.state in BEFORE_COMMIT or (self.rec.state == "committed" and refused):
             self.enter("undoing", sync=True, error={**error.as_dict(), "phase": self.rec.state})
         else:
-            self.rec.note(stalled=error.as_dict())
+            since = (self.rec.data.get("stalled") or {}).get("since", time.time())
+            self.rec.note(stalled={**error.as_dict(), "since": since})
             time.sleep(1.0)  # try again: nothing to wait for but the other node
+
+    def after_reboot(self) -> None:
+        """The process died with this node: proof enough to let a copy run that the destination holds, if any."""
+        try:
+            held = str(self.ask({"op": "state"}, self.limits["connect"], self.limits["peer"])["state"])
+        except MigrationError as error:
+            self.say(f"after a reboot of the source: {error.text()}")
+            held = ""
+        if held == "restored":
+            self.commit()
+        else:
+            lost = MigrationError("The source was rebooted, and the process died with it.", "Start the process again.")
+            self.failed(lost)
 
     # --- the link ----------------------------------------------------------------------------------------------
 
@@ -94,8 +110,8 @@ class SourceGuard(Guard):
         self,
         request: Answer,
         limit: float,
-        patience: Optional[float] = None,
-        frames: Optional[Callable[[], Any]] = None,
+        patience: float | None = None,
+        frames: Callable[[], Any] | None = None,
     ) -> Answer:
         """One request, redialled and asked again while the link is down, for `patience` seconds (default: the
         limit "link"; after the commit without end). Every request may be asked twice."""
@@ -107,6 +123,7 @@ class SourceGuard(Guard):
                     link.send(header, body)
                 answer = self.exchange(link, request, limit)
                 self.lost_since = None
+                self.rec.data.pop("stalled", None)
                 return answer
             except LinkLost as error:
                 self.drop_link()
@@ -114,6 +131,8 @@ class SourceGuard(Guard):
                 self.lost_since = self.lost_since if self.lost_since is not None else now
                 endless = self.rec.state == "committed"
                 self.say(f"{request['op']}: {error}")
+                if endless and now - self.lost_since > self.limits["link"] and not self.rec.data.get("stalled"):
+                    self.rec.note(stalled={**error.as_dict(), "since": time.time()})
                 if not endless and now - self.lost_since > (self.limits["link"] if patience is None else patience):
                     raise LinkLost(
                         f"No word from the destination's guard for {now - self.lost_since:.0f} s.", str(error)
@@ -143,7 +162,7 @@ class SourceGuard(Guard):
     def measure_clock(self) -> dict[str, float]:
         """Offset of the destination's clock (seconds to add to the source's), by Cristian's algorithm (1989) as NTP
         uses it (RFC 5905 section 8): the sample with the least round trip, its half is the bound."""
-        best: Optional[dict[str, float]] = None
+        best: dict[str, float] | None = None
         for _ in range(16):
             sent = time.time()
             far = float(self.ask({"op": "ping"}, self.limits["connect"])["now"])

@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 from .errors import MigrationError
 
@@ -34,7 +34,7 @@ def _walk(root: str) -> Iterator[str]:
             yield name if base == "." else os.path.join(base, name)
 
 
-def _entry(path: str) -> Optional[Entry]:
+def _entry(path: str) -> Entry | None:
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -112,7 +112,7 @@ class Receiver:
         self.roots = roots
         self.files = 0
         self.bytes = 0
-        self._open: Optional[tuple[str, int]] = None
+        self._open: tuple[str, int] | None = None
 
     def _path(self, header: dict[str, Any]) -> str:
         name = str(header["path"])
@@ -171,7 +171,7 @@ class Receiver:
         kind = header["kind"]
         self.files += 1
         here = _entry(path)
-        if here and here["kind"] != kind or kind == "link":
+        if (here and here["kind"] != kind) or kind == "link":
             self._remove(path)
             here = None
         if kind == "dir":

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import struct
-from typing import Any, Optional
+from typing import Any
 
 from .errors import LinkLost, MigrationError
 
@@ -28,7 +28,7 @@ def tune(sock: socket.socket, silence: float) -> None:
 
 
 def context(server: bool, ca: str, cert: str, key: str) -> ssl.SSLContext:
-    """Mutual authentication by the CA of this one run, TLS 1.2 at least. The CA signs two keys only: no names to check."""
+    """Mutual authentication by the CA of this one run, TLS >= 1.2. It signs two keys only: no names to check."""
     purpose = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
     made = ssl.SSLContext(purpose)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -76,7 +76,7 @@ class Link:
             raise LinkLost(f"The link to the other guard broke: {error}") from error
         return bytes(data)
 
-    def receive(self, limit: Optional[float] = None) -> tuple[dict[str, Any], bytes]:
+    def receive(self, limit: float | None = None) -> tuple[dict[str, Any], bytes]:
         """The next frame; LinkLost after `limit` seconds of silence (None: as long as the link holds)."""
         try:
             self.sock.settimeout(limit)
