@@ -11,6 +11,17 @@ from typing import Any
 
 from .errors import MigrationError
 
+CAP_SYS_RESOURCE = 24  # linux/capability.h
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process, and so what it starts, has a capability in effect (proc_pid_status(5))."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as handle:
+        for line in handle:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
 
 class Proc:
     """One process, told apart from a later one with the same PID by its start time (clock ticks)."""

@@ -43,7 +43,9 @@ def account(user: str = "") -> pwd.struct_passwd:
 
     :raises MigrationError: when there is no such account
     """
-    name = user or (os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else "")
+    # Without CAP_SYS_RESOURCE CRIU may read the limits of its own user's processes only (prlimit(2))
+    any_user = os.geteuid() == 0 and proc.has_capability(proc.CAP_SYS_RESOURCE)
+    name = user or (os.environ.get("SUDO_USER", "") if any_user else "")
     try:
         return pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
     except KeyError as error:
