@@ -30,9 +30,8 @@ def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
         record.write_file(os.path.join(folder, "tls", name + ".pem"), tls[name].encode())
     record.write_file(os.path.join(folder, "guard.pyz"), payload.build())
     record.write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1, sort_keys=True).encode())
-    record.Record.create(
-        run_id, str(config["role"]), workload=config.get("workload") or {}, working_dir=config.get("working_dir", "")
-    )
+    kept = {name: config.get(name) or "" for name in ("workload", "working_dir", "service_address")}
+    record.Record.create(run_id, str(config["role"]), **kept)
     return True
 
 

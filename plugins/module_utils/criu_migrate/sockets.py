@@ -105,6 +105,9 @@ def in_repair(procs: Iterable[Proc], off: bool) -> int:
                     count += 1
                     if off:
                         sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
+                        # Leaving TCP_REPAIR clears this (net/ipv4/tcp.c), and the server could not be restarted
+                        # on its port while an old connection lingers.
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         except OSError:
             continue  # closed meanwhile, or not a socket that knows the option
     return count

@@ -11,7 +11,7 @@ import shutil
 import signal
 from typing import Any
 
-from . import guard, net, proc, record
+from . import net, proc, record
 
 KEEP = ("command", "process")
 
@@ -50,12 +50,8 @@ def end(data: dict[str, Any], grace: float = 5.0) -> None:
         item.kill(signal.SIGCONT)
         item.kill(signal.SIGTERM)
     proc.kill_tree(proc.wait_gone(everything, grace), 10.0)
-    try:
-        address = str(guard.read_config(data["run_id"]).get("service_address") or "")
-    except FileNotFoundError:
-        address = str(data.get("service_address") or "")
-    if address:
-        net.remove_address(address)
+    if data.get("service_address"):
+        net.remove_address(str(data["service_address"]))
     folder = str(data.get("working_dir") or "")
     if folder and os.path.basename(folder) == data["run_id"]:
         shutil.rmtree(folder, ignore_errors=True)
