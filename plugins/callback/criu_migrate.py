@@ -105,6 +105,8 @@ class CallbackModule(DefaultCallback):
         action = result.task.action.rpartition(".")[2]
         if self._display.verbosity == 0 and result.result.get("msg") and action.startswith(OURS):
             result.result.pop("exception", None)
+            if result.result["msg"] in self._summaries:
+                result.result["msg"] = "The summary at the end says why."
         super().v2_runner_on_failed(result, ignore_errors)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:

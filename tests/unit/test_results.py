@@ -111,7 +111,9 @@ def test_summary_of_a_failure_names_cause_and_remedy() -> None:
     assert "Result: ROLLED BACK" in text
     assert "  Cause: criu restore failed\n         last line\n  Remedy: free the PID" in text
     assert "runs on node-1 as PID 7" in text
-    assert "resolve.yml" in summary.render({"status": "failed", "error": error}, "/r")
+    failed = {"status": "failed", "error": error, "marks": {"stopping": 1.0}}
+    assert "resolve.yml" in summary.render(failed, "/r")
+    assert "was not stopped" in summary.render({"status": "failed", "error": error}, "/r")
 
 
 def test_folder_is_private_and_never_shared(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ RESULTS = {
     "rolled_back": "ROLLED BACK, the process goes on on the source",
     "failed": "FAILED",
 }
+UNKNOWN = "not known to run; playbooks/resolve.yml shows both records"
 
 
 def seconds(value: Any, digits: int = 2) -> str:
@@ -67,8 +68,9 @@ def _head(metrics: Mapping[str, Any]) -> list[str]:
     if process.get("node"):
         pid = f" as PID {process['pid']}" if process.get("pid") is not None else ""
         lines.append(f"  Process: runs on {process['node']}{pid}")
-    elif error or status != "migrated":
-        lines.append("  Process: not known to run; playbooks/resolve.yml shows both records")
+    elif status == "failed":
+        stopped = "stopping" in (metrics.get("marks") or {})
+        lines.append(f"  Process: {UNKNOWN if stopped else 'was not stopped, nothing of it was moved'}")
     strategy = metrics.get("strategy") or "none"
     lazy = ", lazy restore" if metrics.get("lazy_restore") else ""
     reason = f" ({metrics['strategy_reason']})" if metrics.get("strategy_reason") else ""
@@ -110,7 +112,8 @@ def _downtime(parts: Mapping[str, Any]) -> list[str]:
     lines = ["Downtime:", f"  Service: {service} (usual gap {seconds(parts.get('usual_gap'), 3)}, "
              f"resolution {seconds(parts.get('resolution'), 3)})"]
     if parts.get("witness") is not None:
-        lines.append(f"  Witness: {seconds(parts['witness'], 3)}")
+        by = f" ({parts['witness_by']})" if parts.get("witness_by") else ""
+        lines.append(f"  Witness: {seconds(parts['witness'], 3)}{by}")
     lines.append(f"  Frozen: {seconds(parts.get('frozen'), 3)}")
     names = ("dump", "transfer", "restore", "handover")
     return lines + [f"    {name.capitalize()}: {seconds(parts[name], 3)}" for name in names
