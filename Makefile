@@ -6,7 +6,8 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 # Names of make itself; all others on the command line go to Ansible.
-OWN := inventory ANSIBLE_ARGS PYTEST_ARGS PYTHON
+OWN := inventory rounds ANSIBLE_ARGS PYTEST_ARGS PYTHON
+rounds ?= 20
 ANSIBLE_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -52,8 +53,8 @@ unit: $(READY) ## tests of functions and of plugins, without CRIU
 labtest: $(READY) ## tests with real CRIU on the lab's nodes
 	$(BIN)/pytest tests/lab $(PYTEST_ARGS)
 
-soak: $(READY) ## every test many times over: hours
-	$(BIN)/pytest tests/unit tests/lab --soak $(PYTEST_ARGS)
+soak: $(READY) ## [rounds=20]: every lab test so many times, and the long ones: hours
+	$(BIN)/pytest tests/unit tests/lab --soak $(rounds) $(PYTEST_ARGS)
 
 collection: $(READY) ## build the collection criu.migrate into build/
 	$(BIN)/ansible-galaxy collection build --force --output-path build

@@ -16,9 +16,7 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from .limits import DEFAULTS as LIMITS
-
-DEADLINES = {"aws": 120.0, "gcp": 30.0}
-"""Seconds between a cloud's notice and the end of the instance."""
+from .metrics import NOTICES as DEADLINES
 
 RANGES: dict[str, tuple[float, float]] = {
     "predump_iterations": (0, 1000),
