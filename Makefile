@@ -54,7 +54,7 @@ labtest: $(READY) ## tests with real CRIU on the lab's nodes
 	$(BIN)/pytest tests/lab $(PYTEST_ARGS)
 
 soak: $(READY) ## [rounds=20]: every lab test so many times, and the long ones: hours
-	$(BIN)/pytest tests/unit tests/lab --soak $(rounds) $(PYTEST_ARGS)
+	$(BIN)/pytest tests/unit tests/lab --soak --rounds $(rounds) $(PYTEST_ARGS)
 
 collection: $(READY) ## build the collection criu.migrate into build/
 	$(BIN)/ansible-galaxy collection build --force --output-path build

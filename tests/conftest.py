@@ -14,34 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for tests of many rounds."""
-    parser.addoption("--soak", type=int, default=0, metavar="N", help="lab tests N times, and those marked soak")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    config.addinivalue_line("markers", "soak: takes so long that it runs with --soak only")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests marked soak to --soak."""
-    if config.getoption("--soak"):
-        return
-    left = [item for item in items if item.get_closest_marker("soak")]
-    if left:
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat each lab test as often as --soak says."""
-    rounds = metafunc.config.getoption("--soak")
-    if rounds and "lab" in Path(metafunc.module.__file__ or "").parts:
-        metafunc.fixturenames.append("soak_round")
-        metafunc.parametrize("soak_round", range(1, rounds + 1))
-
-
 @pytest.fixture
 def root() -> Path:
     """Return the root of the repository."""
