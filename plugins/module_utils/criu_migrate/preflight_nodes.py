@@ -93,7 +93,7 @@ def check_capabilities(case: Case) -> Iterator[Finding]:
             text = f"Root lacks {listed(missing)} here, as in a container; CRIU needs it."
             yield Finding("capabilities", name, text, "Give the container these capabilities.")
     if not case.tree and not case.source["capabilities"]["CAP_SYS_RESOURCE"]:
-        user = case.params.get("workload_user") or case.source["login"]
+        user = case.params.get("workload_user") or "root"  # workload_start takes root where it is not told otherwise
         if user != "root" and case.params.get("workload", {}).get("name") != "process":
             yield Finding(
                 "user", case.names["source"],
