@@ -39,7 +39,7 @@ def render(metrics: Mapping[str, Any], results_dir: str) -> str:
         _downtime(metrics.get("downtime") or {}),
         _times(metrics.get("times") or {}),
         _nodes(metrics),
-        _deadlines(metrics.get("deadlines") or {}),
+        _deadlines(metrics.get("deadlines") or {}, metrics.get("status")),
         _integrity(metrics.get("integrity") or {}),
     ]
     title = [
@@ -137,12 +137,13 @@ def _nodes(metrics: Mapping[str, Any]) -> list[str]:
     return ["Nodes, before -> after:", *lines] if lines else []
 
 
-def _deadlines(deadlines: Mapping[str, Any]) -> list[str]:
+def _deadlines(deadlines: Mapping[str, Any], status: Any) -> list[str]:
     lines = []
+    why = "it was not measured" if status == "migrated" else "the process did not leave the source"
     for name, one in deadlines.items():
         label = f"  {name.upper() if name in ('aws', 'gcp') else name} ({one['limit']:g}s)"
         if one.get("met") is None or one.get("used") is None:
-            lines.append(f"{label}: no verdict, the process did not leave the source")
+            lines.append(f"{label}: no verdict, {why}")
         elif one["met"]:
             lines.append(f"{label}: met, {seconds(one['used'])} used, {seconds(one['margin'])} left")
         else:
