@@ -110,3 +110,23 @@ class Marker:
     def job(self) -> Job | None:
         data = self.data.get("job")
         return Job.from_dict(data) if data and self.here() else None
+
+
+def info(images: str) -> dict[str, Any]:
+    """What the module criu_images_info returns; sizes in bytes."""
+    marker = Marker.load(images)
+    complete = os.path.isfile(os.path.join(images, "inventory.img")) and (marker is None or marker.complete)
+    alive = marker is not None and marker.here() and "pid" in marker.data and marker.root.alive()
+    data = marker.data if marker else {}
+    known = {name: data.get(name, "") for name in ("boot_id", "pid", "start", "action")}
+    return {
+        "complete": complete,
+        "id": "-".join(str(value) for value in [*known.values(), (data.get("job") or {}).get("began", "")])
+        if data
+        else "",
+        "pid": int(data.get("pid", 0)),
+        "leave": str(data.get("leave", "")),
+        "alive": alive,
+        "running": bool(alive and marker and not proc.fully_stopped(marker.root.pid)),
+        "bytes": size(images),
+    }
