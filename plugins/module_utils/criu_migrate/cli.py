@@ -223,14 +223,13 @@ class Job:
 
 def failed(what: str, result: Result) -> CriuError:
     """The error for a criu command that did not end with 0; CRIU's first complaint is the cause."""
-    complaint = ""
-    for line in (result.log_tail + "\n" + result.stderr).splitlines():
-        # RLIMIT_NOFILE: CRIU asks for more than a container may have and goes on without
-        if "Error" in line and "RLIMIT_NOFILE" not in line:
-            complaint = re.sub(r"^\([\d.]+\)\s*(\d+:\s*)?", "", line).strip()
-            break
+    lines = (result.log_tail + "\n" + result.stderr).splitlines()
+    # RLIMIT_NOFILE: CRIU asks for more than a container may have and goes on without
+    errors = [line for line in lines if "Error" in line and "RLIMIT_NOFILE" not in line]
+    complaint = re.sub(r"^\([\d.]+\)\s*(\d+:\s*)?", "", errors[0]).strip() if errors else ""
     message = f"criu {what} ended with {result.rc}" + (f": {complaint}" if complaint else ".")
-    return CriuError(message, remedy(result.log_tail + result.stderr), result.as_dict())
+    # An ordinary line of a log at this level may hold the words of any remedy.
+    return CriuError(message, remedy("\n".join(errors) or result.stderr), result.as_dict())
 
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
