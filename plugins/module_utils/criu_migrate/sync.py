@@ -174,6 +174,8 @@ class Receiver:
         if (here and here["kind"] != kind) or kind == "link":
             self._remove(path)
             here = None
+        if not header["path"]:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
         if kind == "dir":
             os.makedirs(path, exist_ok=True)
         elif kind == "link":
