@@ -44,7 +44,9 @@ def trial(criu: cli.Criu, base: str = "") -> dict[str, Any]:
     )
     listener.close()
     try:
-        job = cli.Job.launch("trial", folder, criu.dump_argv(victim.pid, folder, folder), f"{folder}/criu-dump.log")
+        # left running: CRIU then takes its network lock, an nft table, away again
+        cmd = criu.dump_argv(victim.pid, folder, folder, leave="running")
+        job = cli.Job.launch("trial", folder, cmd, f"{folder}/criu-dump.log")
         result = job.wait(TRIAL_LIMIT)
         if result is None:
             job.kill()
