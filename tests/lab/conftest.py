@@ -1,0 +1,81 @@
+"""Tests with real CRIU: every session has a lab of its own, made and removed by playbooks/lab.yml.
+
+CRIU_MIGRATE_LAB=NAME uses (or makes) a lab of that name and leaves it, for quick repetition.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.migration import Migration
+from tests.lab.harness.nodes import Lab, playbook
+
+Prepare = Callable[..., tuple[Migration, Aftermath]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("criu-migrate")
+    group.addoption("--soak", action="store_true", help="run the tests marked soak as well")
+    group.addoption("--rounds", type=int, default=1, help="how often each lab test is run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: takes long and is left out unless --soak is given")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    rounds = metafunc.config.getoption("rounds")
+    if rounds > 1 and "lab" in metafunc.fixturenames:
+        metafunc.fixturenames.append("round_number")
+        metafunc.parametrize("round_number", range(1, rounds + 1))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("soak"):
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="runs with --soak"))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The lab of this session, removed at its end, also after Ctrl-C and SIGTERM."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")
+    kept = os.environ.get("CRIU_MIGRATE_LAB", "")
+    name = kept or f"test-{secrets.token_hex(4)}"
+    tmp = tmp_path_factory.mktemp("lab")
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
+    try:
+        done = playbook(tmp, "playbooks/lab.yml", "-e", f"lab_name={name}")
+        assert done.returncode == 0, f"the lab could not be made:\n{done.stdout}{done.stderr}"
+        yield Lab(name)
+    finally:
+        if not kept:
+            done = playbook(tmp, "playbooks/lab.yml", "-e", f"lab_name={name}", "-e", "lab_state=absent")
+            assert done.returncode == 0, f"the lab could not be removed:\n{done.stdout}{done.stderr}"
+
+
+@pytest.fixture
+def prepare(lab: Lab, tmp_path: Path) -> Iterator[Prepare]:
+    """Return a function that lays out a migration and its aftermath, both cleared away after the test."""
+    made: list[Aftermath] = []
+
+    def make(workload: str, pid: int = 0, **params: Any) -> tuple[Migration, Aftermath]:
+        migration = Migration(lab, tmp_path, workload, **params)
+        aftermath = Aftermath(migration, str(params.get("service_address", "")), pid)
+        made.append(aftermath)
+        return migration, aftermath
+
+    yield make
+    for aftermath in made:
+        aftermath.clean()

@@ -1,0 +1,150 @@
+"""The lab that the tests use, and its hosts seen from outside: by their namespaces, so that a cut link hides nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tests.conftest import ROOT
+
+RUN_ROOT = Path("/run/criu-migrate-lab")
+RUNS = "/var/lib/criu-migrate"
+LOOK = Path(__file__).with_name("look.py")
+T = TypeVar("T")
+
+
+def wait_for(what: str, probe: Callable[[], T | None], limit: float = 60.0) -> T:
+    """Return the first result of `probe` that is not None or False; AssertionError after `limit` seconds.
+
+    The state lies in files of other machines' namespaces, which give no event to this process.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        found = probe()
+        if found is not None and found is not False:
+            return found
+        assert time.monotonic() < deadline, f"{what}: not within {limit:g} s"
+        time.sleep(0.005)
+
+
+class Node:
+    """One host of the lab."""
+
+    def __init__(self, lab: str, name: str, address: str) -> None:
+        self.lab = lab
+        self.name = name
+        self.address = address
+
+    @property
+    def init(self) -> int:
+        """The PID, on this machine, of the node's PID 1."""
+        return int((RUN_ROOT / self.lab / f"{self.name}.pid").read_text().split()[0])
+
+    def path(self, inside: str) -> Path:
+        """Where a path of the node lies for this machine."""
+        return Path(f"/proc/{self.init}/root") / inside.lstrip("/")
+
+    def command(self, *words: str) -> list[str]:
+        return ["nsenter", "-t", str(self.init), "-a", "env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *words]
+
+    def run(self, *words: str, text: str = "", check: bool = True) -> str:
+        """Run a command as root inside the node and return its output."""
+        done = subprocess.run(self.command(*words), input=text, capture_output=True, text=True, timeout=60)
+        assert not check or done.returncode == 0, f"{self.name}: {words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def python(self, program: str, *words: str) -> str:
+        return self.run("python3", "-I", "-", *words, text=program)
+
+    def start(self, program: str, *words: str) -> subprocess.Popen[str]:
+        """Start a Python program inside the node that says something on stdout when it is ready; wait for that."""
+        child = subprocess.Popen(
+            self.command("python3", "-I", "-u", "-c", program, *words), stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline(), f"{self.name}: the helper program ended at once"
+        return child
+
+    def look(self) -> dict[str, Any]:
+        """Everything that a migration could leave there."""
+        found: dict[str, Any] = json.loads(self.python(LOOK.read_text(encoding="utf-8")))
+        return found
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a PID of the node's own namespace."""
+        self.run("kill", f"-{int(number)}", str(pid))
+
+    def record(self, run_id: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.path(f"{RUNS}/{run_id}/record.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return found
+
+    def runs(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path(RUNS)))
+        except FileNotFoundError:
+            return []
+
+    def log(self, run_id: str, name: str = "guard.log") -> str:
+        try:
+            return self.path(f"{RUNS}/{run_id}/{name}").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def link(self, state: str) -> None:
+        """Cut or heal the node's cable: "down" or "up"."""
+        hub = RUN_ROOT / self.lab / "net"
+        subprocess.run(["nsenter", f"--net={hub}", "ip", "link", "set", self.name, state], check=True)
+
+
+class Lab:
+    """Two nodes and a client's host, made by playbooks/lab.yml."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inventory = ROOT / "inventories" / name / "hosts.yml"
+        groups = yaml.safe_load(self.inventory.read_text(encoding="utf-8"))["all"]["children"]
+        self.nodes = {
+            group: Node(name, host, values["ansible_host"])
+            for group in ("source", "destination", "client")
+            for host, values in groups[group]["hosts"].items()
+        }
+        self.source, self.destination = self.nodes["source"], self.nodes["destination"]
+        self.client = self.nodes["client"]
+        self.subnet = self.source.address.rpartition(".")[0]
+
+    def service_address(self, number: int = 0) -> str:
+        """A free address of the lab, each number another."""
+        return f"{self.subnet}.{200 + number}"
+
+
+def program(name: str) -> str:
+    """A program of the virtual environment that runs these tests."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def environment(tmp: Path, **more: str) -> dict[str, str]:
+    """The environment without anything that would change what Ansible does."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "SSH_"))}
+    for name in ("SOURCE_NODE_IP", "DEST_NODE_IP"):
+        kept.pop(name, None)
+    return {**kept, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCAL_TEMP": str(tmp / "ansible"), **more}
+
+
+def playbook(tmp: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a playbook of this clone to its end."""
+    command = [program("ansible-playbook"), *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(tmp), capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
