@@ -32,16 +32,16 @@ def render(metrics: Mapping[str, Any], results_dir: str) -> str:
     :param results_dir: the folder with everything else
     """
     workload = metrics.get("workload", {}).get("name", "unknown")
-    blocks = [
-        _head(metrics),
-        _pre_dumps(metrics.get("pre_dumps") or []),
-        _work(metrics),
-        _downtime(metrics.get("downtime") or {}),
-        _times(metrics.get("times") or {}),
-        _nodes(metrics),
-        _deadlines(metrics.get("deadlines") or {}, metrics.get("status")),
-        _integrity(metrics.get("integrity") or {}),
-    ]
+    blocks = [_head(metrics), _pre_dumps(metrics.get("pre_dumps") or [])]
+    if touched(metrics):
+        blocks += [
+            _work(metrics),
+            _downtime(metrics.get("downtime") or {}),
+            _times(metrics.get("times") or {}),
+            _nodes(metrics),
+            _deadlines(metrics.get("deadlines") or {}, metrics.get("status")),
+            _integrity(metrics.get("integrity") or {}),
+        ]
     title = [
         LINE,
         f"CRIU Experiment Metrics: {metrics.get('experiment_name') or metrics.get('run_id', '')}",
@@ -52,6 +52,11 @@ def render(metrics: Mapping[str, Any], results_dir: str) -> str:
     tail = [f"Total Experiment Duration: {total}", f"Results: {results_dir}", LINE]
     body = [line for block in blocks if block for line in ("", *block)]
     return "\n".join([*title, *body, "", *tail])
+
+
+def touched(metrics: Mapping[str, Any]) -> bool:
+    """Tell whether the process was stopped: before that there is nothing to report of it."""
+    return metrics.get("status") != "failed" or "stopping" in (metrics.get("marks") or {})
 
 
 def _head(metrics: Mapping[str, Any]) -> list[str]:
@@ -69,8 +74,7 @@ def _head(metrics: Mapping[str, Any]) -> list[str]:
         pid = f" as PID {process['pid']}" if process.get("pid") is not None else ""
         lines.append(f"  Process: runs on {process['node']}{pid}")
     elif status == "failed":
-        stopped = "stopping" in (metrics.get("marks") or {})
-        lines.append(f"  Process: {UNKNOWN if stopped else 'was not stopped, nothing of it was moved'}")
+        lines.append(f"  Process: {UNKNOWN if touched(metrics) else 'was not stopped, nothing of it was moved'}")
     strategy = metrics.get("strategy") or "none"
     lazy = ", lazy restore" if metrics.get("lazy_restore") else ""
     reason = f" ({metrics['strategy_reason']})" if metrics.get("strategy_reason") else ""
