@@ -47,6 +47,10 @@ ended:
   description: Names of the runs whose process was ended.
   returned: success
   type: list
+unfinished:
+  description: Runs whose record is not final, C(run_id) and C(state); each may hold the only copy of a process.
+  returned: success
+  type: list
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -67,12 +71,13 @@ def main() -> None:
     given = module.params
     try:
         found = supersede.find(given["workload"], given["key"], given["run_id"])
+        open_runs = [] if module.check_mode else supersede.tidy(given["run_id"])
         if not module.check_mode:
             for data in found:
                 supersede.end(data)
     except MigrationError as error:
         module.fail_json(msg=error.text(), error=error.as_dict())
-    module.exit_json(changed=bool(found), ended=[data["run_id"] for data in found])
+    module.exit_json(changed=bool(found), ended=[data["run_id"] for data in found], unfinished=open_runs)
 
 
 if __name__ == "__main__":

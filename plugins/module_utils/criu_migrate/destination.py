@@ -70,6 +70,8 @@ class DestinationGuard(Guard):
     def run(self) -> None:
         if self.rec.state == "undoing":
             self.undo()
+        elif self.rec.state == "running":
+            self.let_run()  # this guard was killed in between, and the record says that this copy is the process
         elif self.rebooted() and self.rec.state in ("receiving", "restoring", "restored"):
             self.undo("The destination was rebooted, its stopped copy died with it.")
         listener = self.listen()
@@ -93,6 +95,7 @@ class DestinationGuard(Guard):
         if self.rec.state not in ("running", "done", "undone"):
             with self.busy:
                 self.undo("The source's guard has not called.")
+        self.drop_images()
         return True
 
     def finish(self) -> None:
@@ -336,7 +339,7 @@ class DestinationGuard(Guard):
             watcher.join()
 
     def after_resume(self, beat: float | None) -> None:
-        """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks. Outside the hand-over."""
+        """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks."""
         limit = time.monotonic() + 5.0
         first = None
         while beat is not None and time.monotonic() < limit:

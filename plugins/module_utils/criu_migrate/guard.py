@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from typing import Any
@@ -51,7 +52,17 @@ class Guard:
         return os.path.join(self.folder, "tls", name + ".pem")
 
     def make_images_dir(self) -> None:
-        """A fresh private directory: images hold the memory of the process."""
+        """A fresh private directory: images hold the memory of the process.
+
+        Its parent may lie in /dev/shm, where anybody can make directories: it has to be root's own.
+        """
+        parent = os.path.dirname(self.images)
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        owner = os.lstat(parent)
+        if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.geteuid():
+            raise MigrationError(f"{parent} is not a directory of root's.", "Remove it, or choose image_dir.")
+        if owner.st_mode & 0o022:
+            raise MigrationError(f"{parent} can be written by others than root.", "chmod 700 it, or choose image_dir.")
         shutil.rmtree(self.images, ignore_errors=True)
         os.makedirs(self.images, mode=0o700)
 

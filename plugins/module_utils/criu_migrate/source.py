@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -50,8 +51,13 @@ class SourceGuard(Guard):
                 continue
             try:
                 self.steps[self.rec.state]()
-            except (MigrationError, OSError) as error:
-                self.failed(error if isinstance(error, MigrationError) else MigrationError(f"On the source: {error}"))
+            except MigrationError as error:
+                self.failed(error)
+            except (
+                Exception
+            ) as error:  # whatever it is, a frozen process must not wait for somebody to read a traceback
+                self.say(traceback.format_exc())
+                self.failed(MigrationError(f"On the source: {error!r}", "See guard.log of the source."))
         self.say_goodbye()
 
     def failed(self, error: MigrationError) -> None:
@@ -349,6 +355,9 @@ class SourceGuard(Guard):
         gone = net.delete_tables(names)
         if gone:
             self.say(f"removed nft table {', '.join(gone)}")
+        for path in link_remaps(self.roots, float(self.rec.data["times"].get("stopping", time.time()))):
+            os.unlink(path)
+            self.say(f"removed {path}")
 
     def tell_later(self) -> None:
         try:
@@ -378,6 +387,19 @@ def image_bytes(folder: str) -> int:
     for base, _folders, files in os.walk(folder):
         total += sum(os.lstat(os.path.join(base, name)).st_size for name in files)
     return total
+
+
+def link_remaps(roots: list[str], since: float) -> list[str]:
+    """Names that a dump gave to open files whose own name was gone (criu/files-reg.c: link_remap.ID); only a dump that
+    lets the process run removes them itself. `since`: CLOCK_REALTIME seconds, older ones are not ours."""
+    found: list[str] = []
+    for root in roots:
+        for folder, _folders, names in os.walk(root):
+            for name in names:
+                path = os.path.join(folder, name)
+                if name.startswith("link_remap.") and name[11:].isdigit() and os.lstat(path).st_ctime >= since:
+                    found.append(path)
+    return found
 
 
 def mapped_files(procs: list[proc.Proc]) -> set[str]:

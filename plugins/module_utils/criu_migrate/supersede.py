@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import time
 from typing import Any
 
-from . import net, proc, record
+from . import control, net, proc, record
 
 KEEP = ("command", "process")
+ABANDONED = 3600.0  # seconds after its end in which a play may still collect a run
 
 
 def holds_process(data: dict[str, Any]) -> bool:
@@ -40,6 +42,23 @@ def find(name: str, key: dict[str, Any], own: str) -> list[dict[str, Any]]:
         if any(item.alive() for item in procs):
             found.append(rec.data)
     return found
+
+
+def tidy(own: str) -> list[dict[str, str]]:
+    """Take keys, images and logs of runs away that ended long ago and that nobody collected; returns the runs whose
+    record is not final, {run_id, state}: each may hold the only copy of a process."""
+    open_runs: list[dict[str, str]] = []
+    for run_id in sorted(os.listdir(record.RUNS)) if os.path.isdir(record.RUNS) else []:
+        rec = record.Record.load(run_id)
+        if rec is None or run_id == own:
+            continue
+        if not rec.final:
+            open_runs.append({"run_id": run_id, "state": rec.state})
+        elif time.time() - max(rec.data["times"].values()) > ABANDONED and os.path.exists(
+            os.path.join(record.run_dir(run_id), "config.json")
+        ):
+            control.remove(run_id)
+    return open_runs
 
 
 def end(data: dict[str, Any], grace: float = 5.0) -> None:

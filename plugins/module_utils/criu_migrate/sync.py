@@ -5,6 +5,7 @@ CRIU wants every open file at the same path with the same size before it restore
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -34,13 +35,17 @@ def _walk(root: str) -> Iterator[str]:
             yield name if base == "." else os.path.join(base, name)
 
 
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "dir"), (stat.S_ISLNK, "link"), (stat.S_ISFIFO, "fifo"))
+    return next((name for test, name in kinds if test(mode)), "")
+
+
 def _entry(path: str) -> Entry | None:
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
-    kinds = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "dir"), (stat.S_ISLNK, "link"), (stat.S_ISFIFO, "fifo"))
-    kind = next((name for test, name in kinds if test(found.st_mode)), "")
+    kind = _kind(found.st_mode)
     if not kind:
         return None  # sockets are bound again by CRIU, devices belong to the node
     entry: Entry = {
@@ -106,84 +111,114 @@ def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -
 
 
 class Receiver:
-    """Applies frames below the roots that this node was told of, and nowhere else."""
+    """Applies frames below the roots that this node was told of, and nowhere else.
+
+    The working directory belongs to the workload's user, who could put a link in the way of root's writes: every
+    component below a root is opened on its own and must not be a link.
+    """
 
     def __init__(self, roots: list[str]) -> None:
         self.roots = roots
         self.files = 0
         self.bytes = 0
-        self._open: tuple[str, int] | None = None
-
-    def _path(self, header: dict[str, Any]) -> str:
-        name = str(header["path"])
-        if name.startswith("/") or ".." in name.split("/"):
-            raise MigrationError(
-                f"Refused a path outside of the directories of this run: {name!r}.", "Update both nodes."
-            )
-        root = self.roots[int(header["root"])]
-        return os.path.join(root, name) if name else root
+        self._open: tuple[tuple[int, str], int] | None = None
 
     def apply(self, header: dict[str, Any], body: bytes) -> None:
-        path = self._path(header)
+        """Apply one frame; MigrationError for a path that leads out of the roots, OSError for what the disk refuses."""
         action = header["op"]
-        if action == "entry":
-            self._entry(path, header)
-        elif action == "block":
-            fd = self._fd(path)
-            if body:
-                os.pwrite(fd, body, header["offset"])
-            else:
-                os.pwrite(fd, _ZERO[: header["zero"]], header["offset"])
+        if action == "block":
+            os.pwrite(self._fd(header), body or _ZERO[: header["zero"]], header["offset"])
             self.bytes += len(body)
         elif action == "close":
-            fd = self._fd(path)
+            fd = self._fd(header)
             os.ftruncate(fd, header["size"])
+            os.utime(fd, ns=(header["mtime_ns"], header["mtime_ns"]))
             self.finish()
-            os.utime(path, ns=(header["mtime_ns"], header["mtime_ns"]), follow_symlinks=False)
+        elif action == "entry":
+            self.files += 1
+            with self._parent(header) as (folder, name):
+                self._entry(folder, name, header)
         elif action == "gone":
-            self._remove(path)
+            with self._parent(header) as (folder, name):
+                _remove(folder, name)
 
     def finish(self) -> None:
         if self._open:
             os.close(self._open[1])
             self._open = None
 
-    def _fd(self, path: str) -> int:
-        if not self._open or self._open[0] != path:
+    @contextlib.contextmanager
+    def _parent(self, header: dict[str, Any]) -> Iterator[tuple[int, str]]:
+        """The folder that an entry lies in, as a descriptor, and the entry's name in it."""
+        path = str(header["path"])
+        parts = path.split("/") if path else []
+        if path.startswith("/") or ".." in parts:
+            raise MigrationError(
+                f"Refused a path outside of the directories of this run: {path!r}.", "Update both nodes."
+            )
+        root = self.roots[int(header["root"])]
+        if not parts:
+            _make_parents(os.path.dirname(root))
+        fd = os.open(root if parts else os.path.dirname(root), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for part in parts[:-1]:
+                deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = deeper
+            yield fd, parts[-1] if parts else os.path.basename(root)
+        finally:
+            os.close(fd)
+
+    def _fd(self, header: dict[str, Any]) -> int:
+        key = (int(header["root"]), str(header["path"]))
+        if not self._open or self._open[0] != key:
             self.finish()
-            self._open = (path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            with self._parent(header) as (folder, name):
+                self._open = (key, os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder))
         return self._open[1]
 
-    def _remove(self, path: str) -> None:
-        try:
-            found = os.lstat(path)
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(found.st_mode):
-            try:
-                os.rmdir(path)
-            except OSError:
-                return  # holds files that did not come from the source
-        else:
-            os.unlink(path)
-
-    def _entry(self, path: str, header: dict[str, Any]) -> None:
+    def _entry(self, folder: int, name: str, header: dict[str, Any]) -> None:
         kind = header["kind"]
-        self.files += 1
-        here = _entry(path)
-        if (here and here["kind"] != kind) or kind == "link":
-            self._remove(path)
-            here = None
-        if not header["path"]:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        if kind == "dir":
-            os.makedirs(path, exist_ok=True)
-        elif kind == "link":
-            os.symlink(header["target"], path)
-        elif kind == "fifo" and here is None:
-            os.mkfifo(path)
+        try:
+            here = _kind(os.lstat(name, dir_fd=folder).st_mode)
+        except FileNotFoundError:
+            here = ""
+        if here and (here != kind or kind == "link"):
+            _remove(folder, name)
+            here = ""
+        if kind == "link":
+            os.symlink(header["target"], name, dir_fd=folder)
+            os.chown(name, header["uid"], header["gid"], dir_fd=folder, follow_symlinks=False)
+            return
+        if kind == "dir" and not here:
+            os.mkdir(name, 0o700, dir_fd=folder)
+        elif kind == "fifo" and not here:
+            os.mkfifo(name, 0o600, dir_fd=folder)
         elif kind == "file":
-            self._fd(path)
-        os.chown(path, header["uid"], header["gid"], follow_symlinks=False)
-        if kind != "link":
-            os.chmod(path, header["mode"])
+            self._fd(header)
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
+        try:
+            os.chown(f"/proc/self/fd/{fd}", header["uid"], header["gid"])
+            os.chmod(f"/proc/self/fd/{fd}", header["mode"])
+        finally:
+            os.close(fd)
+
+
+def _make_parents(path: str) -> None:
+    """Folders above a root that are not there yet; the guard's umask would lock the workload's user out."""
+    if path and not os.path.isdir(path):
+        _make_parents(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # noqa: S103 - as every folder of the system that users pass through
+
+
+def _remove(folder: int, name: str) -> None:
+    try:
+        found = os.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        os.unlink(name, dir_fd=folder)
+        return
+    with contextlib.suppress(OSError):  # holds files that did not come from the source
+        os.rmdir(name, dir_fd=folder)
