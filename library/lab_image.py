@@ -73,10 +73,11 @@ from ..module_utils.criu_migrate.lab_image import Builder, Image
 
 
 def step(state: str, image: Image, authorized_key: str, check: bool) -> dict[str, Any]:
-    done = image.base_exists() if state in ("unpacked", "configured") else image.exists()
+    builder = Builder(image)
+    # another run may have finished its copy meanwhile: ours is then filled and thrown away
+    done = not builder.filled() if state == "sealed" else state != "filling" and image.base_exists()
     if done or check:
         return {"changed": not done}
-    builder = Builder(image)
     if state == "unpacked":
         builder.unpack()
     elif state == "configured":

@@ -6,6 +6,8 @@ it is called <key>.<run>.part, and it gets its name by a rename, so that a half-
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -14,7 +16,7 @@ import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import lab_cgroups, lab_node, lab_store
@@ -86,12 +88,24 @@ class Image:
         return os.path.isdir(self.base)
 
 
-def run(args: list[str], environment: dict[str, str] | None = None) -> str:
-    """Run a tool of the host; MigrationError carries the end of what it said."""
+def run(args: list[str], environment: dict[str, str] | None = None, cgroup: str = "") -> str:
+    """Run a tool of the host; MigrationError carries the end of what it said.
+
+    A tool that writes into an image runs in a cgroup, by which it is found should its run be killed.
+    """
     env = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(environment or {})}
+    paths = lab_cgroups.create(cgroup) if cgroup else []
     done = subprocess.run(
-        args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+        args,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        preexec_fn=lambda: lab_cgroups.join(paths),  # this process has no threads
     )
+    if cgroup:
+        lab_cgroups.remove(cgroup)
     if done.returncode:
         raise MigrationError(
             f"{shlex.join(args)} ended with {done.returncode}:\n" + "\n".join(done.stdout.splitlines()[-15:]),
@@ -175,7 +189,6 @@ class Builder:
     def unpack(self) -> None:
         """debootstrap's first stage: fetch and unpack."""
         clear_abandoned(self.image.cache)
-        os.makedirs(self.image.cache, 0o755, exist_ok=True)
         remove_tree(self.base_part)
         settings = run(["apt-config", "dump", "Acquire"])
         where = host_mirror()
@@ -183,6 +196,7 @@ class Builder:
             ["debootstrap", "--foreign", "--variant=minbase", f"--include={','.join(PACKAGES)}",
              self.image.suite, self.base_part, *([where] if where else [])],
             proxies(settings),
+            os.path.basename(self.base_part),
         )  # fmt: skip
         if where:
             self._write(self.base_part, "debootstrap.mirror", where)
@@ -192,7 +206,7 @@ class Builder:
         root = self.base_part
         self._write(root, "etc/apt/apt.conf.d/10criu-migrate-lab", APT_OWN)
         self._write(root, "etc/dpkg/dpkg.cfg.d/criu-migrate-lab", "force-unsafe-io\n")
-        run(["chroot", root, "/debootstrap/debootstrap", "--second-stage"])
+        run(["chroot", root, "/debootstrap/debootstrap", "--second-stage"], cgroup=os.path.basename(root))
         where = os.path.join(root, "debootstrap.mirror")
         if os.path.exists(where):
             with open(where, encoding="utf-8") as handle:
@@ -204,14 +218,18 @@ class Builder:
         self._write(root, "etc/ssh/sshd_config.d/10-cloud.conf", SSHD)
         for path in glob.glob(f"{root}/etc/ssh/ssh_host_*") + glob.glob(f"{root}/var/cache/apt/archives/*.deb"):
             os.unlink(path)
-        os.rename(root, self.image.base)
+        take_place(root, self.image.base)
+
+    def filled(self) -> bool:
+        """Whether this run has a copy that is not sealed yet."""
+        return os.path.isdir(self.part)
 
     def copy_base(self) -> None:
         """A copy of the base, to be filled."""
         clear_abandoned(self.image.cache)
         stop_filler(self.state)
         remove_tree(self.part)
-        run(["cp", "-a", "--reflink=auto", self.image.base, self.part])
+        run(["cp", "-a", "--reflink=auto", self.image.base, self.part], cgroup=os.path.basename(self.part))
 
     def fill(self, authorized_key: str) -> dict[str, Any]:
         """Start the filling node on the host's network; returns its loopback port and its host key."""
@@ -269,12 +287,7 @@ class Builder:
                     shutil.rmtree(path)
                 else:
                     os.unlink(path)
-        try:
-            os.rename(self.part, self.image.path)
-        except OSError:  # another run was quicker
-            if not self.image.exists():
-                raise
-            remove_tree(self.part)
+        take_place(self.part, self.image.path)
         prune(self.image)
 
     @staticmethod
@@ -284,6 +297,16 @@ class Builder:
         with open(target, "w", encoding="utf-8") as handle:
             handle.write(text)
         os.chmod(target, mode)
+
+
+def take_place(part: str, path: str) -> None:
+    """Give a finished tree its name, unless another run was quicker."""
+    try:
+        os.rename(part, path)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
+        remove_tree(part)
 
 
 def remove_tree(path: str) -> None:
@@ -314,8 +337,22 @@ def owner_of(part: str) -> Proc | None:
         return None
 
 
+@contextlib.contextmanager
+def alone(cache: str) -> Iterator[None]:
+    """One process of this host at a time tidies the cache."""
+    os.makedirs(cache, 0o755, exist_ok=True)
+    with open(os.path.join(cache, ".lock"), "w", encoding="ascii") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def clear_abandoned(cache: str) -> None:
     """Remove what a killed run left: its filling node, and its half-made images."""
+    with alone(cache):
+        _clear_abandoned(cache)
+
+
+def _clear_abandoned(cache: str) -> None:
     states = [os.path.join(FILLERS, name) for name in (os.listdir(FILLERS) if os.path.isdir(FILLERS) else [])]
     for path in [*states, *glob.glob(os.path.join(cache, "*.part"))]:
         owner = owner_of(path)
@@ -325,6 +362,7 @@ def clear_abandoned(cache: str) -> None:
             stop_filler(path)
             shutil.rmtree(path)
         else:
+            lab_cgroups.remove(os.path.basename(path))
             remove_tree(path)
     if os.path.isdir(FILLERS) and not os.listdir(FILLERS):
         os.rmdir(FILLERS)
@@ -336,7 +374,9 @@ def prune(current: Image) -> list[str]:
     for record in glob.glob(f"{lab_store.DISK_ROOT}/*/lab.json"):
         with open(record, encoding="utf-8") as handle:
             used.add(json.load(handle).get("image", ""))
-    pruned = [path for path in glob.glob(f"{current.cache}/*") if path not in used and not path.endswith(".part")]
-    for path in pruned:
-        remove_tree(path)
+    with alone(current.cache):
+        found = glob.glob(f"{current.cache}/*")
+        pruned = [path for path in found if path not in used and not path.endswith(".part")]
+        for path in pruned:
+            remove_tree(path)
     return pruned

@@ -56,6 +56,11 @@ def address(subnet: int, host: int) -> str:
     return f"{PREFIX}.{subnet}.{host}"
 
 
+def hardware(subnet: int, host: int) -> str:
+    """The MAC that goes with an address: always the same, so that no neighbour has an outdated one after a restart."""
+    return f"02:00:0a:4d:{subnet:02x}:{host:02x}"
+
+
 def run(args: list[str], text: str | None = None) -> str:
     """Run a network tool; MigrationError carries its words."""
     done = subprocess.run(args, input=text, capture_output=True, text=True, check=False)
@@ -90,7 +95,7 @@ def create_hub(pin: str, subnet: int) -> bool:
     run(["unshare", f"--net={pin}", "true"])
     inside(pin, ["ip", "-batch", "-"], "\n".join([
         "link set lo up",
-        f"link add {BRIDGE} type bridge forward_delay 0 stp_state 0",
+        f"link add {BRIDGE} address {hardware(subnet, HUB_HOST)} type bridge forward_delay 0 stp_state 0",
         f"address add {address(subnet, HUB_HOST)}/24 dev {BRIDGE}",
         f"link set {BRIDGE} up",
     ]) + "\n")  # fmt: skip
@@ -122,7 +127,7 @@ def plug(pin: str, name: str, pid: int, subnet: int, host: int, rate: str = "") 
     """A cable from the bridge (port named like the node) to eth0 in the network namespace of process `pid`."""
     _unplug(pin, name)
     inside(pin, ["ip", "-batch", "-"], "\n".join([
-        f"link add {name} type veth peer name eth0 netns {pid}",
+        f"link add {name} type veth peer name eth0 address {hardware(subnet, host)} netns {pid}",
         f"link set {name} master {BRIDGE} up",
     ]) + "\n")  # fmt: skip
     own = f"/proc/{pid}/ns/net"
@@ -182,7 +187,7 @@ def greeted(netns: str, host: str, port: int, limit: float) -> bool:
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         with socket_inside(netns) if netns else socket.socket() as probe:
-            probe.settimeout(max(0.1, deadline - time.monotonic()))
+            probe.settimeout(1.0)
             try:
                 probe.connect((host, port))
                 if probe.recv(4) == b"SSH-":
