@@ -141,6 +141,7 @@ def finish(redis: Redis, window: tuple[float, float]) -> dict[str, Any]:
         "client_verified": bool(seen["verified"]),
         "verified": bool(proof["verified"]) and proof["token"] == token,
         "acknowledged": seen["acknowledged"],
+        "proofs": [seen["proof"], proof["details"], seen["errors"]],
     }
 
 

@@ -55,9 +55,10 @@ class Host:
         return done.stdout.decode(errors="replace")
 
     def put(self, path: str, content: bytes, mode: str = "0644") -> None:
-        """Write a file on the host as root."""
-        folder = shlex.quote(str(Path(path).parent))
-        self.run(f"mkdir -p {folder} && cat > {shlex.quote(path)} && chmod {mode} {shlex.quote(path)}", stdin=content)
+        """Write a file on the host as root; who reads it sees all of it or nothing."""
+        folder, new = shlex.quote(str(Path(path).parent)), shlex.quote(path + ".new")
+        script = f"mkdir -p {folder} && cat > {new} && chmod {mode} {new} && mv {new} {shlex.quote(path)}"
+        self.run(script, stdin=content)
 
     def get(self, path: str) -> bytes:
         """Return the content of a file."""
