@@ -44,7 +44,7 @@ test: lint unit labtest ## one pass of every kind of test
 lint: $(READY) ## ruff, mypy, ansible-lint with yamllint
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p ansible_collections.criu.migrate.plugins
-	$(BIN)/mypy workloads tests filter_plugins
+	$(BIN)/mypy workloads tests filter_plugins benchmarks
 	$(BIN)/ansible-lint --offline
 
 unit: $(READY) ## tests of functions and of plugins, without CRIU
