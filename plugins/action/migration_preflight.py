@@ -46,7 +46,7 @@ RETURN = r"""
 preflight:
   description:
     - C(source) and C(destination) (name, kernel, criu, python, ...), C(images) (base directory on each node),
-      C(warnings) and C(process) (pid, start, procs, memory in bytes, command), which is empty while the process is not started.
+      C(warnings) and C(process) (pid, start, procs, memory in bytes, command), empty while it is not started.
   returned: success
   type: dict
 problems:

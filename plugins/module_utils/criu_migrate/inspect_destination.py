@@ -100,19 +100,18 @@ def ports_taken(wanted: Facts) -> list[Facts]:
     here += [("udp", inode, item) for inode, item in inspect_sockets.udp_table(os.getpid()).items()]
     mine = [("tcp", item) for item in wanted["tcp_listening"]] + [("udp", item) for item in wanted["udp"]]
     found: dict[tuple[str, str, int], Facts] = {}
-    inodes: dict[int, Facts] = {}
+    inodes: dict[int, list[Facts]] = {}
     for kind, item in mine:
         for other_kind, number, other in here:
             if kind == other_kind and clash(item["local"], other["local"]):
                 entry = {"kind": kind, "address": item["local"][0], "port": item["local"][1], "pid": 0, "name": ""}
                 found[kind, item["local"][0], item["local"][1]] = entry
-                inodes[number] = entry
+                inodes.setdefault(number, []).append(entry)
     if inodes:
         everyone = (proc.Proc(int(name), 0) for name in os.listdir("/proc") if name.isdigit())
         for pid, _fd, target in sockets.descriptors(everyone):
-            holder = inodes.get(sockets.inode(target))
-            if holder is not None and not holder["pid"]:
-                holder.update(pid=pid, name=process_name(pid))
+            for entry in inodes.get(sockets.inode(target), []):
+                entry.update(pid=pid, name=process_name(pid))
     return list(found.values())
 
 

@@ -22,7 +22,8 @@ _UDIAG_SHOW_PEER, _UNIX_DIAG_PEER, _NETLINK_SOCK_DIAG = 4, 2, 4  # linux/unix_di
 def look(procs: Iterable[proc.Proc], fds: Iterable[tuple[int, int, str]]) -> Facts:
     """Sockets of the tree: tcp_listening, tcp_connected, udp, unix, unsupported. Addresses are [host, port]."""
     procs, fds = list(procs), list(fds)
-    tcp = [_short(item) for item in sockets.tcp_sockets(procs)]
+    # Sockets in TIME_WAIT have inode 0 and belong to nobody.
+    tcp = [_short(item) for item in sockets.tcp_sockets(procs) if item["inode"]]
     holders = {sockets.inode(target): (pid, fd) for pid, fd, target in fds if sockets.inode(target)}
     return {
         "tcp_listening": [item for item in tcp if item["state"] == sockets.LISTEN],

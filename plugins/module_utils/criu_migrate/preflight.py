@@ -85,7 +85,9 @@ def judge(case: Case) -> list[Finding]:
                 "Name two machines in the groups source and destination.",
             )
         ]
-    found: list[Finding] = []
+    found = list(preflight_process.check_there(case))
+    if found:
+        case = case._replace(tree={}, there={**case.there, "files": [], "pids_taken": [], "ports_taken": []})
     for module in (preflight_nodes, preflight_process, preflight_sockets, preflight_images):
         for check in module.CHECKS:
             found += check(case)

@@ -15,6 +15,7 @@ def _name(task: Facts) -> str:
 
 
 def check_there(case: Case) -> Iterator[Finding]:
+    """Whether that process is one to be moved at all; if not, nothing else is said about it."""
     tree, node = case.tree, case.names["source"]
     if tree and not tree["found"]:
         text = f"The process {tree['pid']} cannot be moved: {tree['why']}."
@@ -60,7 +61,7 @@ def check_namespaces(case: Case) -> Iterator[Finding]:
             "namespaces", case.names["source"],
             f"In namespaces of their own ({', '.join(spaces)}), as in a container or a hardened service: "
             f"{listed(map(_name, own))}.",
-            "Move a container with its engine (podman container checkpoint), a service after PrivateTmp=no and the like.",
+            "Move a container with its engine (podman container checkpoint), a service after PrivateTmp=no.",
         )  # fmt: skip
 
 
@@ -185,6 +186,6 @@ def check_locks(case: Case) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_there, check_tracers, check_limits, check_namespaces, check_session, check_unsupported, check_pids,
+    check_tracers, check_limits, check_namespaces, check_session, check_unsupported, check_pids,
     check_files, check_deleted, check_locks,
 )  # fmt: skip

@@ -79,7 +79,7 @@ def check_addresses(case: Case) -> Iterator[Finding]:
     if missing and case.destination["addresses"]:
         ports = listed(_end(item["local"]) for item in bound if item["local"][0] in missing)
         text = f"The process is bound to an address that this node does not have: {ports}."
-        advice = f"Let it move along: service_address={missing[0]}. Or let the program listen on 0.0.0.0."
+        advice = "Let the program listen on 0.0.0.0, or on an address that moves along: service_address=ADDRESS."
         yield Finding("addresses", case.names["destination"], text, advice)
 
 
