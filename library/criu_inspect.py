@@ -16,18 +16,17 @@ options:
     type: int
     default: 0
   source:
-    description: RV(node) and RV(tree) of this module on the source; makes this node the destination.
+    description: C(cpu) and C(tree), as this module found them on the source; makes this node the destination.
     type: dict
   roots:
     description: Paths that travel along with the process.
     type: list
     elements: path
     default: []
-  directories:
-    description: Directories whose file system and free space are wanted; they need not exist.
-    type: list
-    elements: path
-    default: []
+  image_dir:
+    description: Directory for CRIU's images where the user named one, to look at its space; it need not exist.
+    type: path
+    default: ''
   wanted:
     description:
       - What the destination has to offer, C(service_address), C(service_interface), C(working_dir) and
@@ -53,12 +52,13 @@ EXAMPLES = r"""
   criu_inspect:
     pid: 4242
     roots: [/srv/app]
-    directories: [/dev/shm/criu-migrate]
   register: source
 
 - name: Look at the destination
   criu_inspect:
-    source: "{{ {'node': source.node, 'tree': source.tree} }}"
+    source:
+      cpu: "{{ source.node.cpu }}"
+      tree: "{{ source.tree }}"
     wanted:
       working_dir: /srv/app
       ports: [27000, 27999]
@@ -95,15 +95,13 @@ from ..module_utils.criu_migrate.errors import MigrationError
 
 
 def look(params: dict[str, Any]) -> dict[str, Any]:
-    node = inspect_node.look(params["directories"], params["control_clock"])
+    node = inspect_node.look(params["image_dir"], params["control_clock"])
     found: dict[str, Any] = {"node": node}
     if params["pid"]:
         found["tree"] = inspect_source.look(params["pid"], params["roots"])
     if params["source"]:
-        tree = params["source"].get("tree") or {}
-        found["there"] = inspect_destination.look(
-            params["source"]["node"], tree, params["wanted"], node["criu"]["path"]
-        )
+        cpu, tree = params["source"].get("cpu") or {}, params["source"].get("tree") or {}
+        found["there"] = inspect_destination.look(cpu, tree, params["wanted"], node["criu"]["path"])
     return found
 
 
@@ -113,7 +111,7 @@ def main() -> None:
             "pid": {"type": "int", "default": 0},
             "source": {"type": "dict"},
             "roots": {"type": "list", "elements": "path", "default": []},
-            "directories": {"type": "list", "elements": "path", "default": []},
+            "image_dir": {"type": "path", "default": ""},
             "wanted": {"type": "dict", "default": {}},
             "control_clock": {"type": "float", "default": 0.0},
         },

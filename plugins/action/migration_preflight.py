@@ -26,6 +26,11 @@ options:
     description: The inventory's names of both nodes, C(source) and C(destination).
     type: dict
     required: true
+  reached_by:
+    description: The addresses by which Ansible reaches the nodes; none of them can move.
+    type: list
+    elements: str
+    default: []
   prepared:
     description: Whether the nodes were prepared already. If not, a missing CRIU is only told.
     type: bool
@@ -66,6 +71,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "source": {"type": "dict", "required": True},
     "destination": {"type": "dict", "required": True},
     "names": {"type": "dict", "required": True},
+    "reached_by": {"type": "list", "elements": "str", "default": []},
     "prepared": {"type": "bool", "default": True},
 }
 
@@ -87,6 +93,7 @@ class ActionModule(ActionBase):
             there=given["destination"]["there"],
             params=given["params"],
             names=given["names"],
+            reached_by=tuple(given["reached_by"]),
             prepared=given["prepared"],
         )
         findings = preflight.judge(case)

@@ -15,11 +15,11 @@ Address = tuple[str, int]
 _WILD = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 
 
-def look(source: Facts, tree: Facts, wanted: Facts, criu: str) -> Facts:
+def look(cpu: Facts, tree: Facts, wanted: Facts, criu: str) -> Facts:
     """What hinders `tree` here. `wanted`: service_address, service_interface, working_dir, ports [first, last];
-    `criu` is the path of this node's."""
+    `cpu` is the source's, `criu` the path of this node's."""
     found: Facts = {
-        "cpu_complaint": inspect_node.cpu_check(criu, source.get("cpu", {}).get("image", "")),
+        "cpu_complaint": inspect_node.cpu_check(criu, cpu.get("image", "")),
         "free_port": free_port(*wanted["ports"]) if wanted.get("ports") else 0,
         "working_dir": inspect_node.space(wanted["working_dir"]) if wanted.get("working_dir") else {},
         "service": service(wanted.get("service_address") or "", wanted.get("service_interface") or ""),

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from . import cli, probe
@@ -22,13 +21,16 @@ Facts = dict[str, Any]
 COMMANDS = ("ip", "nft", "rsync")
 # capabilities(7): what CRIU uses, by bit
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
+IMAGES_TMPFS = "/dev/shm/criu-migrate"  # noqa: S108  (each run makes a private directory below it)
+IMAGES_DISK = "/var/lib/criu-migrate-images"
 _PATH = "/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin"
 
 
-def look(directories: Iterable[str] = (), control_clock: float = 0.0) -> Facts:
-    """Facts of this node; `directories` are those whose space is wanted, `control_clock` the time (seconds since
-    1970) at which the control node began to ask."""
+def look(image_dir: str = "", control_clock: float = 0.0) -> Facts:
+    """Facts of this node; `image_dir` is where images shall lie, if the user says so, `control_clock` the time
+    (seconds since 1970) at which the control node began to ask."""
     now = time.time()
+    places = [image_dir] if image_dir else [IMAGES_TMPFS, IMAGES_DISK]
     criu = probe.look()
     if criu["ok"]:
         criu["check"], criu["trial"] = {}, {}  # logs of what went well
@@ -45,7 +47,7 @@ def look(directories: Iterable[str] = (), control_clock: float = 0.0) -> Facts:
         "capabilities": capabilities(),
         "missing_commands": probe.missing_commands(COMMANDS),
         "memory": memory(),
-        "space": {path: space(path) for path in directories},
+        "space": {path: space(path) for path in places},
         "addresses": addresses(),
         "pid_max": _number("/proc/sys/kernel/pid_max"),
         "login": os.environ.get("SUDO_USER") or "root",

@@ -26,8 +26,8 @@ class Case(NamedTuple):
     """All that a check may look at.
 
     source, destination: facts of the nodes; tree: the process tree, empty while it is not started; there: the tree
-    held against the destination; params: the fact `migration`; names: of both nodes; prepared: CRIU should be
-    installed by now.
+    held against the destination; params: the fact `migration`; names: of both nodes; reached_by: the addresses by
+    which Ansible reaches them; prepared: CRIU should be installed by now.
     """
 
     source: Facts
@@ -36,6 +36,7 @@ class Case(NamedTuple):
     there: Facts
     params: Facts
     names: dict[str, str]
+    reached_by: tuple[str, ...] = ()
     prepared: bool = True
 
     def nodes(self) -> Iterator[tuple[str, Facts]]:

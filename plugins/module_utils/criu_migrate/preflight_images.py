@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .inspect_node import IMAGES_DISK, IMAGES_TMPFS
 from .preflight import Case, Check, Facts, Finding, size
 
-TMPFS = "/dev/shm/criu-migrate"  # noqa: S108  (each run makes a private directory below it)
-DISK = "/var/lib/criu-migrate-images"
 RESERVE = 1.1  # of the pages: the process goes on growing between here and the freeze
 SMALL_IMAGES = 64 << 20  # bytes: everything but pages, with room to spare
 
@@ -25,11 +24,6 @@ class Need(NamedTuple):
 
     images: int
     process: int
-
-
-def directories(params: Facts) -> list[str]:
-    """The directories whose space has to be known beforehand."""
-    return [str(params["image_dir"])] if params.get("image_dir") else [TMPFS, DISK]
 
 
 def needs(case: Case) -> dict[str, Need]:
@@ -59,8 +53,8 @@ def _candidates(params: Facts) -> list[tuple[str, bool]]:
     """(directory, must it be tmpfs) in the order of preference."""
     if params.get("image_dir"):
         return [(str(params["image_dir"]), False)]
-    kinds = {"tmpfs": [(TMPFS, True)], "disk": [(DISK, False)]}
-    return kinds.get(str(params.get("image_storage") or "auto"), [(TMPFS, True), (DISK, False)])
+    kinds = {"tmpfs": [(IMAGES_TMPFS, True)], "disk": [(IMAGES_DISK, False)]}
+    return kinds.get(str(params.get("image_storage") or "auto"), [*kinds["tmpfs"], *kinds["disk"]])
 
 
 def _objection(facts: Facts, path: str, need: Need, tmpfs: bool) -> str:

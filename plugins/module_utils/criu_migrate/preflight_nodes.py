@@ -139,11 +139,20 @@ def check_working_dir(case: Case) -> Iterator[Finding]:
         yield Finding("working_dir", name, text, "Free space there.")
 
 
+def _is_own(address: str) -> bool:
+    return "." in address and not address.startswith("127.")
+
+
 def check_service(case: Case) -> Iterator[Finding]:
     address = case.service_address
     if not address:
         return
     source, destination = case.names["source"], case.names["destination"]
+    own = [item["address"] for item in case.source["addresses"] if _is_own(item["address"])]
+    if address in case.reached_by or own == [address]:
+        text = f"The service address {address} is the node's own: without it the node could not be reached."
+        yield Finding("service_address", source, text, "Give an address of its own: service_address=ADDRESS.")
+        return
     found = case.there.get("service") or {}
     if found.get("present"):
         text = f"The service address {address} is here already, on {found['present']['interface']}."
