@@ -14,15 +14,15 @@ description:
   - Never kill the daemon while it still fills a process. The process dies with it, or reads zeros where its memory was.
   - The process must not be dumped again before the daemon has ended.
 notes:
-  - From a page server this means M(criu_page_server) with C(serve=true), images that are complete on the other node.
-    Post-copy migration, in which the source goes on holding the memory and a cut link is survived, is the guards'
-    work and
-    comes with a later issue.
+  - O(page_server) is for images of C(criu dump --lazy-pages), whose own page server still holds the memory. That is
+    post-copy. A link that is cut, or a daemon that dies, then costs the process. The guards' post-copy, which survives
+    the first, comes with a later issue.
 options:
   state:
     description:
       - V(started) starts the daemon unless that of this O(work_dir) runs.
-      - V(stopped) waits for its end, at most O(timeout) seconds, and fails when it has not come by then.
+      - V(stopped) waits for its end, at most O(timeout) seconds, and fails when it has not come by then or the
+        daemon has failed.
     type: str
     choices: [started, stopped]
     default: started
@@ -65,8 +65,6 @@ EXAMPLES = r"""
     images_dir: /dev/shm/app
     work_dir: /run/app
     state: stopped
-  register: filled
-  failed_when: filled.rc != 0
 """
 
 RETURN = r"""
@@ -100,8 +98,8 @@ cmd:
   type: list
   elements: str
 rc:
-  description: Exit code of CRIU; negative for a signal.
-  returned: when CRIU ran
+  description: Exit code of CRIU, where it has ended by itself.
+  returned: O(state=stopped) and RV(killed=false), or failure
   type: int
 log:
   description: Path of CRIU's log on the node.

@@ -15,8 +15,8 @@ options:
   state:
     description:
       - V(started) starts a page server unless that of this O(work_dir) runs.
-      - V(stopped) waits for the end of the one in O(work_dir), at most O(timeout) seconds, and then kills it. Look at
-        RV(rc), which is 0 when all pages have arrived.
+      - V(stopped) waits for the end of the one in O(work_dir), at most O(timeout) seconds, and then kills it. It fails
+        when the page server has failed; look at RV(killed), which is false when all pages have arrived.
     type: str
     choices: [started, stopped]
     default: started
@@ -47,10 +47,6 @@ options:
         description: Private key of this node.
         type: path
         required: true
-  serve:
-    description: Instead of taking pages in, give those in O(images_dir) to M(criu_lazy_pages) on another node.
-    type: bool
-    default: false
   prev_images_dir:
     description: The pre-dump on which the one to be taken in is based.
     type: path
@@ -87,7 +83,7 @@ EXAMPLES = r"""
     images_dir: /dev/shm/app
     state: stopped
   register: ended
-  failed_when: ended.rc != 0
+  failed_when: ended is failed or ended.killed
 """
 
 RETURN = r"""
@@ -121,8 +117,8 @@ cmd:
   type: list
   elements: str
 rc:
-  description: Exit code of CRIU; negative for a signal.
-  returned: when CRIU ran
+  description: Exit code of CRIU, where it has ended by itself.
+  returned: O(state=stopped) and RV(killed=false), or failure
   type: int
 log:
   description: Path of CRIU's log on the node.
@@ -157,7 +153,6 @@ def main() -> None:
             port={"type": "int", "default": 0},
             port_range={"type": "list", "elements": "int"},
             tls={"type": "dict", "options": steps.TLS_SPEC},
-            serve={"type": "bool", "default": False},
             prev_images_dir={"type": "path"},
         ),
         required_if=[("state", "started", ["address"])],

@@ -56,8 +56,8 @@ def test_page_server() -> None:
     pages = PageServer(address="10.0.0.2", port=27000, tls=SECURE)
     listen = ["--address", "10.0.0.2", "--port", "27000", *TLS]
     assert CRIU.page_server_argv("/i", "/w", pages) == [*head("page-server"), *listen]
-    assert CRIU.page_server_argv("/i", "/w", pages, serve=True, previous="../1", status_fd=5) == [
-        *head("page-server"), *listen, "--lazy-pages", "--prev-images-dir", "../1", "--status-fd", "5",
+    assert CRIU.page_server_argv("/i", "/w", pages, previous="../1", status_fd=5) == [
+        *head("page-server"), *listen, "--prev-images-dir", "../1", "--status-fd", "5",
     ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_options() -> None:
 
 
 def test_without_criu_the_remedy_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.shutil, "which", lambda *_args, **_named: None)
+    monkeypatch.setattr("shutil.which", lambda *_args, **_named: None)
     with pytest.raises(CriuError) as caught:
         Criu()
     assert "install" in caught.value.remedy
@@ -102,6 +102,7 @@ RECORDED = [
     ("(00.02)    4242: Error (criu/files-reg.c:9): File srv/x has bad size 1 (expect 2)\n", "bad size", "same"),
     ("(00.03) Error (criu/sk-inet.c:1): inet: Can't bind inet socket (id 4): Address already in use\n", "bind", "port"),
     ("(00.03) Error (criu/image.c:1): Unable to write: No space left on device\n", "No space", "full"),
+    ("(00.1) Can't connect to server 10.0.0.2:9\nError: Could not process rule: No such file\n", "connect", "listens"),
     ("(00.01) Error (criu/ptrace.c:1): ptrace: 42 is already traced by 43\n", "traced", "tracer"),
 ]
 

@@ -224,15 +224,20 @@ class Job:
 def failed(what: str, result: Result) -> CriuError:
     """The error for a criu command that did not end with 0; CRIU's first complaint is the cause."""
     lines = (result.log_tail + "\n" + result.stderr).splitlines()
-    # RLIMIT_NOFILE: CRIU asks for more than a container may have and goes on without
-    errors = [line for line in lines if "Error" in line and "RLIMIT_NOFILE" not in line]
+    errors = [line for line in lines if _COMPLAINT.search(line) and not _NOISE.search(line)]
     complaint = re.sub(r"^\([\d.]+\)\s*(\d+:\s*)?", "", errors[0]).strip() if errors else ""
     message = f"criu {what} ended with {result.rc}" + (f": {complaint}" if complaint else ".")
     # An ordinary line of a log at this level may hold the words of any remedy.
     return CriuError(message, remedy("\n".join(errors) or result.stderr), result.as_dict())
 
 
+_COMPLAINT = re.compile("Error|Can't connect to server")  # that last one CRIU does not call an error
+# CRIU asks for more descriptors than a container may have and goes on without; after an early failure it unlocks a
+# network that it had not locked yet.
+_NOISE = re.compile("RLIMIT_NOFILE|Could not process rule")
+
 _REMEDIES: tuple[tuple[str, str], ...] = (
+    ("Can't connect to server", "No page server listens there: start it first (criu_page_server), open its port."),
     ("Can't get rlimit", "CRIU lacks CAP_SYS_RESOURCE here: run the workload as root (workload_user=root)."),
     ("No space left on device", "The image directory is full: free space there, or image_storage=disk."),
     (
@@ -340,13 +345,10 @@ class Criu:
         work: str,
         pages: PageServer,
         log: str = "criu-page-server.log",
-        serve: bool = False,
         previous: str = "",
         status_fd: int | None = None,
     ) -> list[str]:
-        """A server that takes pages in, or with `serve` gives those of `images` to a remote lazy-pages daemon."""
         words = [*self._images("page-server", images, work, log), *pages.argv(client=False)]
-        words += ["--lazy-pages"] if serve else []
         words += ["--prev-images-dir", previous] if previous else []
         return words + _status(status_fd)
 

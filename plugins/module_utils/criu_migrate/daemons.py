@@ -63,10 +63,14 @@ class Daemon:
         self.marker.note(state="complete", pid=pids[0] if pids else job.shell.pid, cmd=cmd, log=log, **facts)
 
     def stop(self, kill: bool) -> Answer:
-        """Wait for its end, at most the request's limit (s), then kill it if that is allowed."""
-        job = self.job
-        if job is None:
-            return self.answer(False, rc=None, killed=False)
+        """Wait for its end, at most the request's limit (s), then kill it if that is allowed.
+
+        Raises CriuError when it has failed, or has not ended and may not be killed. There is an rc only where it has
+        ended by itself: Ansible takes any other than 0 for a failure.
+        """
+        job, marker = self.job, self.marker
+        if job is None or marker is None:
+            return self.answer(False, killed=False)
         was_running = job.shell.alive()
         result = job.wait(self.request.limit)
         if result is None and not kill:
@@ -75,11 +79,16 @@ class Daemon:
                 "Wait longer (timeout). force=true kills it, and with it the process whose memory it still fills.",
                 {"cmd": job.cmd, "rc": None, "log": job.log, "log_tail": tail(job.log)},
             )
-        killed = result is None
         if result is None:
+            marker.note(killed=True)
             job.kill()
             result = job.result(-signal.SIGKILL)
-        return self.answer(was_running, **{**result.as_dict(), "killed": killed or result.rc == -signal.SIGKILL})
+        known = result.as_dict()
+        if marker.data.get("killed"):
+            del known["rc"]
+        elif result.rc:
+            raise failed(self.name, result)
+        return self.answer(was_running, **known, killed=bool(marker.data.get("killed")))
 
 
 def wait_ready(name: str, job: Job, ready: int, limit: float) -> None:
@@ -139,9 +148,8 @@ def page_server(params: Answer, check: bool) -> Answer:
     def argv(port: int, status: int | None) -> list[str]:
         pages = PageServer(address=address, port=port, tls=secure)
         return request.criu.page_server_argv(
-            request.images, request.work, pages, serve=bool(params["serve"]),
-            previous=request.previous, status_fd=status,
-        )  # fmt: skip
+            request.images, request.work, pages, previous=request.previous, status_fd=status
+        )
 
     if check:
         return {"changed": True, "cmd": argv(ports[0], None), "port": ports[0]}

@@ -47,7 +47,7 @@ def restored(request: Request, marker: folders.Marker, job: Job, pidfile: str, s
     try:
         result = finish(job, "restore", request.limit)
     except CriuError as error:
-        error.details["measured"] = measured(request, [])
+        error.details["measured"] = {**measured(request, []), "seconds": error.details.get("seconds")}
         raise
     with open(pidfile, encoding="ascii") as handle:
         root = _alive(int(handle.read()))

@@ -239,7 +239,8 @@ def take(request: Request, root: proc.Proc, action: str, cmd: list[str], freeze:
             marker.note(job=job.as_dict())
             result = finish(job, action, request.limit)
     except MigrationError as error:
-        error.details["measured"] = measured(request, [item.pid for item in before])
+        known = measured(request, [item.pid for item in before])
+        error.details["measured"] = {**known, "seconds": error.details.get("seconds")}
         undo(request, root, before, error)
         raise
     figures = measured(request, [item.pid for item in before], result)
