@@ -15,7 +15,7 @@ options:
     description: Names for C(criu check --feature).
     type: list
     elements: str
-    default: [mem_dirty_track, uffd-noncoop, network_lock_nftables, time_namespace, pidfd_store]
+    default: [mem_dirty_track, uffd-noncoop, network_lock_nftables, timens, pidfd_store]
   trial:
     description: Make the trial dump. Its process and its directory are gone afterwards.
     type: bool
@@ -79,8 +79,8 @@ installed:
   description: There is a criu on this node.
   type: bool
   returned: always
-path:
-  description: Path of the binary.
+binary:
+  description: Path of CRIU.
   type: str
   returned: always
 version:
@@ -105,7 +105,7 @@ features:
   type: dict
   returned: always, empty unless C(criu check) passes
 trial:
-  description: C(dumpable), C(rc), C(seconds) and C(log_tail) of the trial dump.
+  description: C(dumpable), C(rc) and C(seconds) of the trial dump; if it failed, C(reason) and C(log_tail).
   type: dict
   returned: always, empty where it was not made
 missing_commands:
@@ -146,6 +146,7 @@ def main() -> None:
         found = probe.look(params["features"], params["trial"])
     except MigrationError as error:
         module.fail_json(msg=error.text(), **error.details)
+    found["binary"] = found.pop("path")  # Ansible would add owner and mode to a "path"
     found["missing_commands"] = probe.missing_commands(params["commands"])
     found["sysctls"] = probe.low_settings(params["sysctls"])
     module.exit_json(changed=False, **found)

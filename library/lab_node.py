@@ -98,6 +98,8 @@ def main() -> None:
     params = module.params
     try:
         lab = Lab(params["lab"])
+        if module.check_mode and not lab.record:  # a lab that would have been made by now
+            module.exit_json(changed=True, switched=params["name"])
         names = params["name"] or list(lab.record.get("hosts", {}))
         key, limit = params["authorized_key"], params["limit"]
         module.exit_json(**switch(lab, params["state"], names, key, limit, module.check_mode))

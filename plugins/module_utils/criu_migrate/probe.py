@@ -10,12 +10,13 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from . import cli
 from .errors import CriuError
 
-FEATURES = ("mem_dirty_track", "uffd-noncoop", "network_lock_nftables", "time_namespace", "pidfd_store")
+FEATURES = ("mem_dirty_track", "uffd-noncoop", "network_lock_nftables", "timens", "pidfd_store")
 TRIAL_LIMIT = 30.0  # seconds for the dump of a small process
 
 
@@ -29,7 +30,7 @@ def identity(text: str) -> tuple[str, str]:
 def trial(criu: cli.Criu, base: str = "") -> dict[str, Any]:
     """Dump a small process that listens on a TCP socket: `criu check` passes on kernels where this fails.
 
-    Returns dumpable, rc, seconds and log_tail.
+    Returns dumpable, rc, seconds, and, where it failed, reason and log_tail.
     """
     folder = tempfile.mkdtemp(prefix="criu-trial-", dir=base or None)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -54,9 +55,17 @@ def trial(criu: cli.Criu, base: str = "") -> dict[str, Any]:
     finally:
         victim.kill()
         victim.wait()
-    tail = result.log_tail or result.stderr
     shutil.rmtree(folder)
-    return {"dumpable": result.rc == 0, "rc": result.rc, "seconds": result.seconds, "log_tail": tail}
+    found = {"dumpable": result.rc == 0, "rc": result.rc, "seconds": result.seconds, "reason": "", "log_tail": ""}
+    if result.rc:
+        found.update(reason=_cause("dump", result), log_tail=result.log_tail or result.stderr)
+    return found
+
+
+def _cause(what: str, result: cli.Result) -> str:
+    """Why a command failed, without what CRIU says of children that it had merely tried something in."""
+    lines = [line for line in (result.log_tail or result.stderr).splitlines() if "exited, status=" not in line]
+    return cli.failed(what, replace(result, log_tail="\n".join(lines), stderr="")).message
 
 
 def look(features: Iterable[str] = FEATURES, with_trial: bool = True) -> dict[str, Any]:
@@ -73,22 +82,15 @@ def look(features: Iterable[str] = FEATURES, with_trial: bool = True) -> dict[st
     found["version"], found["git_id"] = identity(criu.run(["--version"]).stderr)
     check = criu.run(["check"])
     found["check"] = {"rc": check.rc, "log_tail": check.log_tail}
-    found["reason"] = "" if check.rc == 0 else f"criu check: {_last(check.log_tail)}"
+    found["reason"] = _cause("check", check) if check.rc else ""
     if check.rc == 0:
         found["features"] = {name: criu.has_feature(name) for name in features}
     if check.rc == 0 and with_trial:
         found["trial"] = trial(criu)
         if not found["trial"]["dumpable"]:
-            found["reason"] = f"A trial dump failed: {_last(found['trial']['log_tail'])}"
+            found["reason"] = f"In a trial, {found['trial']['reason']}"
     found["ok"] = not found["reason"]
     return found
-
-
-def _last(text: str) -> str:
-    """The line that names the cause: the first with Error in it, else the last one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines[-1:] or ["no message"])[0]
 
 
 def missing_commands(names: Iterable[str]) -> list[str]:
