@@ -112,9 +112,11 @@ def _work(metrics: Mapping[str, Any]) -> list[str]:
 def _downtime(parts: Mapping[str, Any]) -> list[str]:
     if parts.get("frozen") is None and parts.get("service") is None:
         return []
-    service = "not visible" if parts.get("service") is None else seconds(parts["service"], 3)
-    lines = ["Downtime:", f"  Service: {service} (usual gap {seconds(parts.get('usual_gap'), 3)}, "
-             f"resolution {seconds(parts.get('resolution'), 3)})"]
+    usual, resolution = seconds(parts.get("usual_gap"), 3), seconds(parts.get("resolution"), 3)
+    service = "not visible, the workload has no heartbeat"
+    if parts.get("service") is not None:
+        service = f"{seconds(parts['service'], 3)} (usual gap {usual}, resolution {resolution})"
+    lines = ["Downtime:", f"  Service: {service}"]
     if parts.get("witness") is not None:
         by = f" ({parts['witness_by']})" if parts.get("witness_by") else ""
         lines.append(f"  Witness: {seconds(parts['witness'], 3)}{by}")
