@@ -276,7 +276,7 @@ def test_page_server_that_cannot_bind_tries_the_next_port(
     fake: Fake, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemons, "free_ports", lambda *_: [20001, 20000])
-    fake.plays(rc=1, line="(00.02) Error (criu/util.c:1): Can't bind: Address already in use")
+    fake.plays(rc=1, line="(00.02) Error (criu/util.c:1): bind: Address already in use")
     result = run("criu_page_server", address="127.0.0.1", port_range=[20000, 20001])
     assert result["failed"] and result["measured"]["ports_tried"] == [20001, 20000] and len(fake.calls()) == 2
     fake.plays(rc=1, line="(00.02) Error (criu/tls.c:1): tls: no good")
