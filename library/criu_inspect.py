@@ -69,7 +69,7 @@ RETURN = r"""
 node:
   description:
     - C(criu) (as M(criu.migrate.criu_check) returns it), C(kernel), C(arch), C(python), C(identity), C(cpu), C(clock),
-      C(capabilities), C(missing_commands), C(memory) and C(space) (bytes), C(addresses), C(pid_max), C(login).
+      C(capabilities), C(missing_commands), C(memory) and C(space) (bytes), C(addresses), C(pid_max).
   returned: always
   type: dict
 tree:

@@ -50,7 +50,6 @@ def look(image_dir: str = "", control_clock: float = 0.0) -> Facts:
         "space": {path: space(path) for path in places},
         "addresses": addresses(),
         "pid_max": _number("/proc/sys/kernel/pid_max"),
-        "login": os.environ.get("SUDO_USER") or "root",
     }
 
 
