@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.migration import Migration
 from tests.lab.harness.nodes import Lab, playbook
 
+Guard = Callable[..., tuple[Guarded, Aftermath]]
 Prepare = Callable[..., tuple[Migration, Aftermath]]
 
 
@@ -70,11 +72,26 @@ def prepare(lab: Lab, tmp_path: Path) -> Iterator[Prepare]:
     """Return a function that lays out a migration and its aftermath, both cleared away after the test."""
     made: list[Aftermath] = []
 
-    def make(workload: str, pid: int = 0, **params: Any) -> tuple[Migration, Aftermath]:
+    def make(workload: str, own_pid: int = 0, **params: Any) -> tuple[Migration, Aftermath]:
         migration = Migration(lab, tmp_path, workload, **params)
-        aftermath = Aftermath(migration, str(params.get("service_address", "")), pid)
+        aftermath = Aftermath(migration, str(params.get("service_address", "")), own_pid)
         made.append(aftermath)
         return migration, aftermath
+
+    yield make
+    for aftermath in made:
+        aftermath.clean()
+
+
+@pytest.fixture
+def guarded(lab: Lab) -> Iterator[Guard]:
+    """Return a function that lays out a migration by the guards alone, cleared away after the test."""
+    made: list[Aftermath] = []
+
+    def make(workload: str = "memory", **config: Any) -> tuple[Guarded, Aftermath]:
+        run = Guarded(lab, workload, **config)
+        made.append(Aftermath(run, run.address))
+        return run, made[-1]
 
     yield make
     for aftermath in made:

@@ -103,7 +103,7 @@ def test_a_process_that_already_runs(prepare: Prepare, lab: Lab, transfer: str) 
     lab.source.path(f"{folder}/counter.py").write_text(COUNTER, encoding="utf-8")
     words = f"cd {folder}; setsid python3 counter.py {folder}/numbers </dev/null >{folder}/out 2>&1 & echo $!"
     pid = int(lab.source.run("sh", "-c", words))
-    migration, aftermath = prepare("process", transfer=transfer, pid=pid, working_dir=folder)
+    migration, aftermath = prepare("process", own_pid=pid, transfer=transfer, pid=pid, working_dir=folder)
     migration.run()
     check_metrics(migration, verified=None)
     aftermath.check("destination")

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.lab.harness.migration import FINAL, Migration
 from tests.lab.harness.nodes import RUNS, Node, wait_for
+from tests.lab.harness.run import FINAL, Run
 
 BOTH = ("source", "destination")
 SLOT = struct.Struct("<d")
@@ -31,7 +31,7 @@ def newest_beat(node: Node, folder: str) -> float:
 class Aftermath:
     """Made before a migration starts, so that it knows how the nodes looked."""
 
-    def __init__(self, migration: Migration, address: str = "", pid: int = 0) -> None:
+    def __init__(self, migration: Run, address: str = "", pid: int = 0) -> None:
         self.migration = migration
         self.address = address
         self.pid = pid  # of a process that was not started by the migration
@@ -168,6 +168,7 @@ class Aftermath:
             node.run("sh", "-c", f"rm -rf {folder} {folder}-client /dev/shm/criu-migrate/*", check=False)
             if self.address:
                 node.run("ip", "addr", "del", f"{self.address}/24", "dev", "eth0", check=False)
+                node.run("ip", "neigh", "flush", "to", self.address, check=False)
             if run_id:
                 node.run("rm", "-rf", f"{RUNS}/{run_id}", check=False)
             for line in node.run("nft", "list", "tables", check=False).splitlines():

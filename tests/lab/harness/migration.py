@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tests.conftest import ROOT
-from tests.lab.harness.nodes import RUNS, Lab, Node, environment, program, wait_for
+from tests.lab.harness.nodes import Lab, environment, program
+from tests.lab.harness.run import Run
 
 PLAYBOOK = os.environ.get("CRIU_MIGRATE_PLAYBOOK", "migrate.yml")
 LIMIT = 240.0  # seconds for one play; most take 15
-FINAL = ("done", "undone")
 
 
-class Migration:
-    """A migration under test. Its working directory has a name of its own, by which its record is found."""
+class Migration(Run):
+    """A migration by ansible-playbook. Its working directory has a name of its own, by which its record is found."""
 
     def __init__(self, lab: Lab, tmp: Path, workload: str, **params: Any) -> None:
-        self.lab = lab
+        super().__init__(lab, workload, f"/srv/criu-migrate/test-{secrets.token_hex(4)}")
         self.tmp = tmp / f"run-{secrets.token_hex(3)}"
         self.tmp.mkdir()
-        self.workload = workload
-        self.working_dir = f"/srv/criu-migrate/test-{secrets.token_hex(4)}"
         self.params: dict[str, Any] = {"workload": workload, "working_dir": self.working_dir, **params}
+        self.working_dir = str(self.params["working_dir"])
         self.results = self.tmp / "results"
         self.arguments: list[str] = []
         self.environ: dict[str, str] = {}
@@ -35,10 +34,6 @@ class Migration:
         self.cwd = ROOT
         self.play: subprocess.Popen[str] | None = None
         self._out: TextIO | None = None
-        self._run_id = ""
-
-    def node(self, role: str) -> Node:
-        return self.lab.nodes[role]
 
     # --- the play ----------------------------------------------------------------------------------------------
 
@@ -84,15 +79,10 @@ class Migration:
         if self._out is not None:
             self._out.close()
 
-    # --- the guards --------------------------------------------------------------------------------------------
+    def check_going_on(self) -> None:
+        assert not self.ended(), f"the play ended:\n{self.story()}"
 
-    @property
-    def run_id(self) -> str:
-        if not self._run_id:
-            self._run_id = wait_for("a record of this run", self._find, 90)
-        return self._run_id
-
-    def _find(self) -> str | None:
+    def find(self) -> str | None:
         for node in (self.lab.source, self.lab.destination):
             for name in node.runs():
                 record = node.record(name)
@@ -101,79 +91,8 @@ class Migration:
         assert not self.ended(), f"The play ended without a run:\n{self.output()}"
         return None
 
-    def known(self) -> str:
-        """The run's id, '' where there is none yet."""
-        try:
-            return self._run_id or self._find() or ""
-        except AssertionError:
-            return ""
-
-    def record(self, role: str) -> dict[str, Any]:
-        return self.node(role).record(self.run_id) or {"state": "absent"}
-
-    def state(self, role: str) -> str:
-        return str(self.record(role)["state"])
-
-    def await_paused(self, role: str, state: str, limit: float = 60.0) -> dict[str, Any]:
-        """Until the guard stands still in a state (pause_at); returns its record."""
-
-        def paused() -> dict[str, Any] | None:
-            record = self.record(role)
-            assert record["state"] not in FINAL, f"the {role} never paused at {state}:\n{self.story()}"
-            assert not self.ended(), f"the play ended before {role} {state}:\n{self.story()}"
-            return record if record.get("paused") == state else None
-
-        self.run_id  # noqa: B018 - first the play has to get there
-        return wait_for(f"{role} paused at {state}", paused, limit)
-
-    def go(self, role: str, state: str) -> None:
-        self.node(role).path(f"{RUNS}/{self.run_id}/go-{state}").touch()
-
-    def await_state(self, role: str, *states: str, limit: float = 60.0) -> dict[str, Any]:
-        def reached() -> dict[str, Any] | None:
-            record = self.record(role)
-            return record if record["state"] in states else None
-
-        try:
-            return wait_for(f"{role} {'/'.join(states)}", reached, limit)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.story()}") from None
-
-    def await_log(self, role: str, text: str, limit: float = 60.0, name: str = "guard.log") -> None:
-        try:
-            wait_for(f"{text!r} in the {role}'s {name}", lambda: text in self.node(role).log(self.run_id, name), limit)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.story()}") from None
-
-    def kill_guard(self, role: str) -> int:
-        """SIGKILL the guard; returns its PID."""
-        pid = int(self.record(role)["guard"]["pid"])
-        self.node(role).kill(pid)
-        return pid
-
-    def kill_job(self, role: str, name: str, number: int = signal.SIGKILL) -> None:
-        """A signal for criu itself, the child of the small shell that keeps its exit code."""
-        node = self.node(role)
-        shell = int(self.record(role)["jobs"][name]["pid"])
-        children = node.path(f"/proc/{shell}/task/{shell}/children").read_text().split()
-        for pid in children:
-            node.kill(int(pid), number)
-
-    # --- afterwards --------------------------------------------------------------------------------------------
-
     def metrics(self) -> dict[str, Any]:
         folders = list(self.results.iterdir())
         assert len(folders) == 1, f"one results folder was expected: {folders}"
         found: dict[str, Any] = json.loads((folders[0] / "metrics.json").read_text(encoding="utf-8"))
         return found
-
-    def story(self) -> str:
-        """What both guards and the play say, for a failed test."""
-        parts = []
-        run_id = self.known()
-        for role in ("source", "destination"):
-            record = self.node(role).record(run_id) if run_id else None
-            parts.append(f"--- {role}: {json.dumps({k: (record or {}).get(k) for k in ('state', 'error', 'guard_error')})}")
-            parts.append(self.node(role).log(run_id) if run_id else "")
-        parts.append("--- play\n" + self.output()[-6000:])
-        return "\n".join(parts)
