@@ -217,7 +217,7 @@ def offline(run_id: str, action: str) -> bool:
     data = rec.data.get("guard") or {}
     if data and alive(run_id):
         running = proc.Proc(int(data["pid"]), int(data["start"]))
-        running.kill(signal.SIGKILL)
+        running.kill(signal.SIGTERM)
         proc.wait_gone([running], 5.0)
     held = record.lock(run_id)
     if held is None:

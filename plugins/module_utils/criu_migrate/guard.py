@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
 import time
@@ -15,6 +16,9 @@ from .cli import Criu, Job, Options
 from .errors import MigrationError
 
 LOGS = ("criu-dump.log", "criu-restore.log", "criu-page-server.log", "criu-lazy-pages.log", "guard.log", "rsync.log")
+
+
+RESTARTS = 20  # of one guard that is killed again and again
 
 
 class Guard:
@@ -132,6 +136,21 @@ def detach(log: str) -> bool:
     return True
 
 
+def keep() -> None:
+    """Return in a child that is the guard; its parent stays and starts a killed guard again, from its record.
+
+    SIGTERM is how a guard is told to end. When the keeper is killed too, Ansible or resolve.yml start both again.
+    """
+    for _ in range(RESTARTS):
+        child = os.fork()
+        if child == 0:
+            return
+        _pid, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) == signal.SIGTERM:
+            break
+    os._exit(0)
+
+
 def read_config(run_id: str) -> dict[str, Any]:
     with open(os.path.join(record.run_dir(run_id), "config.json"), encoding="utf-8") as handle:
         config: dict[str, Any] = json.load(handle)
@@ -149,8 +168,9 @@ def main(argv: list[str]) -> int:
         return rsh(argv[2], argv[3:])
     run_id = argv[1]
     log = os.path.join(record.run_dir(run_id), "guard.log")
-    if "--foreground" not in argv and not detach(log):
+    if not detach(log):
         return 0
+    keep()
     held = record.lock(run_id)
     if held is None:
         return 3
