@@ -208,13 +208,17 @@ def test_a_port_that_is_taken_and_who_has_it() -> None:
 
 
 def test_pids_that_are_taken() -> None:
-    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    # The kernel sets the name after it has closed what Popen waits for: the line says that the program runs.
+    words = ["sh", "-c", "echo; read -r line"]
+    child = subprocess.Popen(words, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
     try:
         tree = {"tasks": [{"pid": child.pid, "tids": [child.pid]}]}
-        assert inspect_destination.pids_taken(tree) == [{"pid": child.pid, "name": "sleep"}]
+        assert inspect_destination.pids_taken(tree) == [{"pid": child.pid, "name": "sh"}]
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
     assert inspect_destination.pids_taken(tree) == []
 
 
