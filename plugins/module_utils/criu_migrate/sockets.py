@@ -76,7 +76,7 @@ def tcp_sockets(procs: Iterable[Proc]) -> list[dict[str, Any]]:
     result: dict[int, dict[str, Any]] = {}
     for pid, fd, target in descriptors(procs):
         number = inode(target)
-        if number in known and number not in result:
+        if number and number in known and number not in result:  # connections in TIME_WAIT have inode 0
             result[number] = {**known[number], "pid": pid, "fd": fd, "inode": number}
     return list(result.values())
 
