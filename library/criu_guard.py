@@ -26,7 +26,7 @@ options:
       - V(present) only reads the record.
       - V(collected) returns the record, CRIU's statistics and all logs.
       - V(undone), on the destination only, ends its guard and removes the copy that never ran.
-      - V(fenced), on the destination only, lets the stopped copy run on a person's word that the source is dead.
+      - V(fenced) lets this node's stopped copy run on a person's word that the other node's is dead.
       - V(absent) removes keys, images, logs and the guard of a finished run; the record stays.
     type: str
     choices: [armed, started, watched, present, collected, undone, fenced, absent]
@@ -128,6 +128,8 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
         result = {"changed": restarts > 0, "restarts": restarts}
     elif state == "collected":
         return {"changed": False, **control.collect(run_id)}
+    elif state == "fenced" and control.load(run_id).data["role"] == "source":
+        result = {"changed": control.fence_source(run_id, sys.executable)}
     elif state in ("undone", "fenced"):
         result = {"changed": control.offline(run_id, "fence" if state == "fenced" else "undo")}
     elif state == "absent":

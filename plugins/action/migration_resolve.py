@@ -71,7 +71,7 @@ class ActionModule(ActionBase):
                 "source": {"type": "dict", "default": {}},
                 "destination": {"type": "dict", "default": {}},
                 "source_reachable": {"type": "bool", "required": True},
-                "fence": {"type": "str", "default": "", "choices": ["", "source-is-dead"]},
+                "fence": {"type": "str", "default": "", "choices": ["", "source-is-dead", "destination-is-dead"]},
             }
         )
         decided = resolve.decide(

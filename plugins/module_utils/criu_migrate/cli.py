@@ -194,6 +194,10 @@ class Job:
                 finally:
                     os.close(fd)
             rc = self._rc()
+        if rc is None:  # the shell alone was killed: criu may be at work still
+            left = living(self.name, self.folder)
+            if left and proc.wait_gone(left, limit):
+                return None
         if self._child is not None:
             self._child.wait()
         # No code on disk and no process: both the shell and criu were killed.
@@ -214,11 +218,38 @@ class Job:
         )
 
     def kill(self) -> None:
-        """SIGKILL criu and its shell; on return they are gone."""
-        procs = proc.tree(self.shell.pid) if self.shell.alive() else []
-        proc.kill_tree(procs, 10.0)
+        """SIGKILL criu and its shell, and what of a tree it was restoring; on return they are gone."""
+        deadline = time.monotonic() + 10.0
+        while True:
+            procs = living(self.name, self.folder) + (proc.tree(self.shell.pid) if self.shell.alive() else [])
+            if not procs:
+                break
+            proc.kill_tree(procs, 1.0)
+            if time.monotonic() > deadline:
+                raise CriuError(
+                    f"criu {self.name} does not die: PIDs {[item.pid for item in procs]}.", "Look at /proc/PID/stack."
+                )
         if self._child is not None:
             self._child.wait()
+
+
+def living(name: str, folder: str) -> list[proc.Proc]:
+    """Shell and criu of a job, and tasks of criu that have not become anything else yet, by their command lines:
+    whoever started them may have died before it could write that down."""
+    found: list[proc.Proc] = []
+    rc_path = os.path.join(folder, name + ".rc").encode()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as handle:
+                words = handle.read().split(b"\0")
+        except OSError:
+            continue
+        shell = words[:2] == [b"/bin/sh", b"-c"] and words[3:4] == [rc_path]
+        criu = words[1:2] == [name.encode()] and b"-W" in words and words[words.index(b"-W") + 1] == folder.encode()
+        seen = proc.stat(int(entry)) if shell or criu else None
+        if seen and seen[0] not in "ZX":
+            found.append(proc.Proc(int(entry), seen[2]))
+    return sorted(found, key=lambda item: item.start)
 
 
 def failed(what: str, result: Result) -> CriuError:

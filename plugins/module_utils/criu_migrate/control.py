@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import select
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from . import guard, net, payload, proc, record, stats
@@ -30,9 +33,47 @@ def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
         record.write_file(os.path.join(folder, "tls", name + ".pem"), tls[name].encode())
     record.write_file(os.path.join(folder, "guard.pyz"), payload.build())
     record.write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1, sort_keys=True).encode())
-    kept = {name: config.get(name) or "" for name in ("workload", "working_dir", "service_address")}
-    record.Record.create(run_id, str(config["role"]), **kept)
+    with _arming():
+        other = moved_by(config) if config["role"] == "source" else ""
+        if other:
+            raise MigrationError(
+                f"The run {other} moves this process already.",
+                f"Wait for its end, or ansible-playbook playbooks/resolve.yml -e run_id={other}",
+            )
+        _first_record(config)
     return True
+
+
+def _first_record(config: dict[str, Any]) -> None:
+    kept = {name: config.get(name) or "" for name in ("workload", "working_dir", "service_address")}
+    record.Record.create(str(config["run_id"]), str(config["role"]), **kept)
+
+
+@contextlib.contextmanager
+def _arming() -> Iterator[None]:
+    """One arming at a time on this node: two runs must not both find a process free."""
+    fd = os.open(os.path.join(record.RUNS, "arming.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def moved_by(config: dict[str, Any]) -> str:
+    """The run that has this process in its hands: two would SIGCONT and kill what the other counts on."""
+    wanted = (int(config["pid"]), int(config["start"]))
+    for run_id in record.runs():
+        rec = record.Record.load(run_id)
+        if rec is None or run_id == config["run_id"] or rec.final or rec.data["role"] != "source":
+            continue
+        if rec.state == "armed" and not alive(run_id):
+            continue  # never began
+        theirs = guard.read_config(run_id)
+        held = {(int(item["pid"]), int(item["start"])) for item in rec.data.get("procs", [])}
+        if wanted in held | {(int(theirs["pid"]), int(theirs["start"]))}:
+            return run_id
+    return ""
 
 
 def alive(run_id: str) -> bool:
@@ -113,10 +154,11 @@ def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
     when `limit` seconds have passed.
     """
     deadline = time.monotonic() + limit
+    began = time.time()
     restarts = 0
     while True:
         rec = load(run_id)
-        stalled = float((rec.data.get("stalled") or {}).get("since", time.time()))
+        stalled = max(began, float((rec.data.get("stalled") or {}).get("since", time.time())))
         if rec.final or time.monotonic() >= deadline or time.time() - stalled > STALL:
             return rec, restarts
         if not alive(run_id):
@@ -124,6 +166,7 @@ def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
                 continue
             if restarts >= 20:
                 raise MigrationError("The guard ends again and again.", f"See {record.run_dir(run_id)}/guard.log.")
+            time.sleep(min(restarts, 10))  # what ends it may pass
             restarts += start(run_id, python)
         wait_change(run_id, rec.state, max(0.0, min(5.0, deadline - time.monotonic())))
 
@@ -175,15 +218,23 @@ def leftovers(run_id: str) -> dict[str, Any]:
     }
 
 
-def remove(run_id: str, force: bool = False) -> bool:
-    """Take away what the run left, once its record is final (or by force, when it never held a process)."""
+def remove(run_id: str) -> bool:
+    """Take away what the run left, once its record is final or when it has not begun."""
     folder = record.run_dir(run_id)
     rec = record.Record.load(run_id)
     if rec is None:
         existed = os.path.isdir(folder)
         shutil.rmtree(folder, ignore_errors=True)
         return existed
-    if not rec.final and not (force and rec.state == "armed"):
+    if rec.state == "armed":
+        held = _take_over(run_id)  # a guard that lives could begin at any moment
+        try:
+            rec = load(run_id)
+            if rec.state == "armed":
+                rec.enter("undone")
+        finally:
+            os.close(held)
+    if not rec.final:
         raise MigrationError(
             f"The run {run_id} is {rec.state} on this node: it may hold the only copy of the process.",
             f"ansible-playbook playbooks/resolve.yml -e run_id={run_id}",
@@ -207,14 +258,25 @@ def remove(run_id: str, force: bool = False) -> bool:
     return changed
 
 
-def offline(run_id: str, action: str) -> bool:
-    """Let the destination's side act without the source, after its guard has been ended: `undo` or `fence`."""
-    from .destination import DestinationGuard
-
+def fence_source(run_id: str, python: str) -> bool:
+    """A person says that the destination's copy is dead: the source's guard takes its commit back and undoes."""
     rec = load(run_id)
     if rec.final:
         return False
-    data = rec.data.get("guard") or {}
+    held = _take_over(run_id)
+    try:
+        rec = load(run_id)
+        if rec.final:  # it was answered meanwhile
+            return False
+        rec.enter("undoing", sync=True, fenced=True)
+    finally:
+        os.close(held)
+    return start(run_id, python)
+
+
+def _take_over(run_id: str) -> int:
+    """End this run's guard and hold its lock."""
+    data = load(run_id).data.get("guard") or {}
     if data and alive(run_id):
         running = proc.Proc(int(data["pid"]), int(data["start"]))
         running.kill(signal.SIGTERM)
@@ -222,12 +284,25 @@ def offline(run_id: str, action: str) -> bool:
     held = record.lock(run_id)
     if held is None:
         raise MigrationError("The guard on this node does not end.", "Kill it, then try again.")
+    return held
+
+
+def offline(run_id: str, action: str) -> bool:
+    """Let the destination's side act without the source, after its guard has been ended: `undo` or `fence`."""
+    from .destination import DestinationGuard
+
+    rec = load(run_id)
+    if rec.final:
+        return False
+    held = _take_over(run_id)
     try:
         side = DestinationGuard(load(run_id), guard.read_config(run_id))
         if action == "fence":
             side.fence()
-        elif side.rec.state in ("running", "done"):
-            side.rec.enter("done")
+            side.on_done({})
+        elif side.rec.state == "running":
+            side.let_run(wait=True)
+            side.on_done({})
         else:
             side.undo("The records say that the source goes on.")
     finally:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import net, proc, relay, sockets, sync, wire
+from . import net, proc, relay, sockets, wire
 from .cli import Job, PageServer, failed
 from .errors import LinkLost, MigrationError, Refused
 from .guard import Guard
+from .intake import FRAMES, Intake, in_words
 from .record import Record
 
 Answer = dict[str, Any]
@@ -30,6 +31,7 @@ class DestinationGuard(Guard):
         self.busy = threading.RLock()
         self.page_server_started = threading.Condition(self.busy)
         self.token = ""
+        self.current: wire.Link | None = None
         self.heard = time.monotonic()
         self.finished = threading.Event()
         self.wake_read, self.wake_write = os.pipe()
@@ -52,6 +54,8 @@ class DestinationGuard(Guard):
     def listen(self) -> socket.socket:
         """Bind within the range of the run, from a place that its name decides; the same port again after a restart."""
         low, high = self.config["ports"]
+        if self.rec.data.get("port"):  # the source knows no other
+            low = high = int(self.rec.data["port"])
         first = int(self.rec.data.get("port") or low + hash_of(self.run_id) % (high - low + 1))
         for step in range(high - low + 1):
             port = low + (first - low + step) % (high - low + 1)
@@ -70,7 +74,7 @@ class DestinationGuard(Guard):
     def run(self) -> None:
         if self.rec.state == "undoing":
             self.undo()
-        elif self.rec.state == "running":
+        elif self.rec.state == "running" and not self.died_unseen():
             self.let_run()  # this guard was killed in between, and the record says that this copy is the process
         elif self.rebooted() and self.rec.state in ("receiving", "restoring", "restored"):
             self.undo("The destination was rebooted, its stopped copy died with it.")
@@ -81,7 +85,12 @@ class DestinationGuard(Guard):
             watched: list[Any] = [listener, self.wake_read]
             ready = select.select(watched, [], [], 5.0)[0]
             if listener in ready:
-                sock, peer = listener.accept()
+                try:
+                    sock, peer = listener.accept()
+                except OSError as error:
+                    self.say(f"accept: {error}")
+                    time.sleep(0.1)
+                    continue
                 threading.Thread(target=self.serve, args=(sock, peer, context), daemon=True).start()
             elif self.given_up():
                 break
@@ -90,7 +99,9 @@ class DestinationGuard(Guard):
 
     def given_up(self) -> bool:
         """Nobody has called for too long: a guard that holds no stopped copy has nothing left to keep safe."""
-        if time.monotonic() - self.heard < self.limits["peer"] or self.rec.state in ("restoring", "restored"):
+        # While pages or rsync's files come there is no request, for as long as those may take.
+        patience = max(self.limits["peer"], self.limits["dump"] + 60, self.limits["transfer"] + 60)
+        if time.monotonic() - self.heard < patience or self.rec.state in ("restoring", "restored"):
             return False
         if self.rec.state not in ("running", "done", "undone"):
             with self.busy:
@@ -128,43 +139,46 @@ class DestinationGuard(Guard):
 
     def converse(self, link: wire.Link, sock: ssl.SSLSocket) -> bool:
         """Answer requests until the link breaks; True when the connection now belongs to a relay."""
-        receiver = sync.Receiver(self.roots)
-        images = sync.Receiver([self.images])
-        problem: MigrationError | None = None
+        intake = Intake(self.roots, self.images)
         while True:
             header, body = link.receive()
             self.heard = time.monotonic()
             name = str(header.get("op"))
-            if name == "rsync":
-                relay.serve_rsync(sock, header["argv"], self.images, self.log_path("rsync.log"))
+            if name in FRAMES:
+                self.take_in(link, intake, header, body)
+            elif name == "synced":
+                link.send(intake.end())
+                intake = Intake(self.roots, self.images)
+            elif name in ("rsync", "page_channel"):
+                self.hand_over_channel(name, header, sock)
                 return True
-            if name == "page_channel":
-                self.start_page_server(relay.attach(sock), str(header["token"]))
-                return True
-            if name in ("entry", "block", "close", "gone"):
-                # Frames have no answer of their own; what went wrong is said at the end of the round.
-                try:
-                    if problem is None:
-                        (images if header.get("images") else receiver).apply(header, body)
-                except (OSError, MigrationError) as error:
-                    problem = full(error)
-                continue
-            if name == "synced":
-                receiver.finish()
-                images.finish()
-                if problem:
-                    link.send({"error": problem.as_dict()})
-                else:
-                    link.send({"files": receiver.files + images.files, "bytes": receiver.bytes + images.bytes})
-                problem, receiver, images = None, sync.Receiver(self.roots), sync.Receiver([self.images])
-                continue
-            link.send(self.answer(name, header))
-            if name == "done":
-                self.finish()
+            else:
+                self.current = link if name == "hello" else self.current
+                link.send(self.answer(name, header))
+                if name == "done" and self.rec.final:  # a stopped copy is never left alone
+                    self.finish()
+
+    def hand_over_channel(self, name: str, header: Answer, sock: ssl.SSLSocket) -> None:
+        """This connection is not for requests: it carries pages, or rsync's files."""
+        if name == "rsync":
+            self.refuse_unless("receiving")
+            relay.serve_rsync(sock, header["argv"], self.images, self.log_path("rsync.log"))
+        else:
+            self.start_page_server(relay.attach(sock), str(header["token"]))
+
+    def take_in(self, link: wire.Link, intake: Intake, header: Answer, body: bytes) -> None:
+        """One frame, while the directories are being filled; what an older connection still holds comes too late."""
+        with self.busy:
+            if self.current is not link:
+                raise LinkLost("The source has called again: this connection is an old one.")
+            if self.rec.state in ("armed", "receiving"):
+                intake.take(header, body)
 
     def answer(self, name: str, request: Answer) -> Answer:
-        if name == "ping":  # clock offset: never behind a request that takes its time
-            return self.handlers[name](request)
+        if name == "ping" or (name == "hello" and request.get("run_id") == self.run_id):
+            return self.handlers[name](request)  # never behind a request that takes its time
+        if name == "undo":
+            self.cut_short()
         with self.busy:
             try:
                 return self.handlers[name](request)
@@ -175,7 +189,13 @@ class DestinationGuard(Guard):
                 return {"error": error.as_dict()}
             except (OSError, ValueError, KeyError) as error:
                 self.say(f"{name}: {error!r}")
-                return {"error": full(error).as_dict()}
+                return {"error": in_words(error).as_dict()}
+
+    def cut_short(self) -> None:
+        """An undo does not wait for what it takes back: without its criu the request that holds the lock ends."""
+        if self.rec.state in ("receiving", "restoring"):
+            for job in filter(None, map(self.job, ("page-server", "restore"))):
+                job.kill()
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -260,10 +280,10 @@ class DestinationGuard(Guard):
 
     def begin_restore(self, request: Answer) -> Job:
         if self.address:
-            where = self.place_for_address(request)
+            where = self.rec.data.get("address_put") or self.place_for_address(request)
             net.mute(self.address, self.run_id)
-            net.add_address(self.address, where["interface"], where["prefix"])
-            self.rec.note(address_on=where)
+            self.rec.note(address_on=where, address_put=where)  # before it is: from here on it is ours to take off
+            net.add_address(self.address, where["interface"], int(where["prefix"]))
         pidfile = os.path.join(self.folder, "restore.pid")
         if os.path.exists(pidfile):
             os.unlink(pidfile)
@@ -303,6 +323,11 @@ class DestinationGuard(Guard):
     def on_commit(self, _request: Answer) -> Answer:
         if self.rec.state == "undone":
             raise Refused("The copy on the destination was undone and never ran.", "The source may go on.")
+        if self.died_unseen():  # no answer that lets the source kill the last copy there is
+            raise MigrationError(
+                "The destination went down after the commit, and its copy with it; the source's stopped copy is older.",
+                "A person decides: playbooks/resolve.yml -e fence=destination-is-dead lets the source's copy run.",
+            )
         if self.rec.state not in ("running", "done"):
             self.refuse_unless("restored")
             dead = [item.pid for item in self.procs() if not item.alive()]
@@ -312,6 +337,13 @@ class DestinationGuard(Guard):
             self.enter("running", sync=True)
         self.let_run()
         return {"state": self.rec.state, "times": self.rec.data["times"]}
+
+    def died_unseen(self) -> bool:
+        """The record says "running", but the node went down since, or the copy is dead and nobody let it run."""
+        if self.rec.state != "running":
+            return False
+        ran = "resumed" in self.rec.data["times"]
+        return self.rebooted() or (not ran and not any(item.alive() for item in self.procs()))
 
     def fence(self) -> None:
         """A person says that the source is dead: the stopped copy becomes the process without the source's word."""
@@ -353,10 +385,8 @@ class DestinationGuard(Guard):
             self.observe("after", self.procs())
 
     def on_undo(self, request: Answer) -> Answer:
-        if self.rec.state in ("running", "done"):
-            raise MigrationError(
-                "The copy on the destination runs already.", "The records decide: see playbooks/resolve.yml."
-            )
+        if self.rec.state in ("running", "done") and not self.died_unseen():
+            raise Refused("The copy on the destination runs already.", "The records decide: see playbooks/resolve.yml.")
         self.undo(str(request.get("why") or ""))
         return {"state": self.rec.state}
 
@@ -372,7 +402,7 @@ class DestinationGuard(Guard):
         left = proc.kill_tree(self.copy_procs(), self.limits["undo"])
         if left:
             raise MigrationError(f"PIDs {[p.pid for p in left]} of the copy do not die.", "Reboot the destination.")
-        if self.address and self.rec.data.get("address_on") and "restoring" in self.rec.data["times"]:
+        if self.address and self.rec.data.get("address_put"):
             self.wait_for_sockets()
             net.remove_address(self.address)
         net.unmute(self.run_id)
@@ -390,7 +420,8 @@ class DestinationGuard(Guard):
             seen = proc.stat(int(item["pid"]))
             if seen and seen[2] >= job.shell.start and seen[0] not in "ZX" and self.ours(int(item["pid"]), seen[1]):
                 found.append(proc.Proc(int(item["pid"]), seen[2]))
-        return found
+        below = {(item.pid, item.start): item for root in found for item in proc.tree(root.pid)}
+        return list({**{(item.pid, item.start): item for item in found}, **below}.values())
 
     def ours(self, pid: int, parent: int) -> bool:
         """A PID taken by a stranger is why some restores fail: its parent is no process of the copy and not PID 1."""
@@ -419,12 +450,3 @@ class DestinationGuard(Guard):
 
 def hash_of(text: str) -> int:
     return int.from_bytes(text.encode()[-8:], "big")
-
-
-def full(error: Exception) -> MigrationError:
-    """An OSError in words; a full disk is the usual one."""
-    if isinstance(error, MigrationError):
-        return error
-    if isinstance(error, OSError) and error.errno == 28:
-        return MigrationError(f"No space left on the destination: {error}", "Free space there, or image_storage=disk.")
-    return MigrationError(f"The destination could not do it: {error!r}", "See guard.log of the destination.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import time
 from typing import Any
 
 from . import limits, net, proc, record
-from .cli import Criu, Job, Options
+from .cli import Criu, Job, Options, living
 from .errors import MigrationError
 
 LOGS = ("criu-dump.log", "criu-restore.log", "criu-page-server.log", "criu-lazy-pages.log", "guard.log", "rsync.log")
@@ -36,11 +37,14 @@ class Guard:
         self.address = str(config.get("service_address") or "")
         self.encrypted = config.get("transfer_encryption", "tls") != "none"
         self.transfer = str(config.get("transfer") or "page_server")
+        if rec.state not in ("armed", *record.FINAL) and not self.rebooted():
+            self.adopt()
 
     def say(self, text: str) -> None:
         """One line in guard.log with the time (UTC)."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-        print(f"{stamp}.{int(time.time() * 1000) % 1000:03d}Z {self.rec.state}: {text}", flush=True)
+        with contextlib.suppress(OSError):  # a full disk must not stop the guard
+            print(f"{stamp}.{int(time.time() * 1000) % 1000:03d}Z {self.rec.state}: {text}", flush=True)
 
     def enter(self, state: str, sync: bool = False, **more: Any) -> None:
         """Go to a state. Where a fault test asks for it, wait there until the test has done its harm."""
@@ -78,9 +82,23 @@ class Guard:
         data = self.rec.data.get("jobs", {}).get(name)
         return Job.from_dict(data) if data and not self.rebooted() else None
 
+    def adopt(self) -> None:
+        """criu that a guard had started and could not write down before it was killed."""
+        name = str(self.rec.data.get("launching") or "")
+        limit = time.monotonic() + 1.0  # the keeper is quick: its child may not have become the shell yet
+        found = living(name, self.folder) if name else []
+        while name and not found and time.monotonic() < limit:
+            time.sleep(0.01)
+            found = living(name, self.folder)
+        if found:
+            log = self.log_path(f"criu-{name}.log")
+            job = Job(name, self.folder, [], found[0].pid, found[0].start, log, time.time())
+            self.rec.note(jobs={**self.rec.data.get("jobs", {}), name: job.as_dict()}, launching="")
+
     def start_job(self, name: str, cmd: list[str], log: str, fds: tuple[int, ...] = ()) -> Job:
+        self.rec.note(launching=name)
         job = Job.launch(name, self.folder, cmd, log, fds)
-        self.rec.note(jobs={**self.rec.data.get("jobs", {}), name: job.as_dict()})
+        self.rec.note(jobs={**self.rec.data.get("jobs", {}), name: job.as_dict()}, launching="")
         return job
 
     def rebooted(self) -> bool:
@@ -98,7 +116,7 @@ class Guard:
     def put_address_on(self) -> None:
         """The service address where the record says that it was."""
         where = self.rec.data.get("address_on") or net.interface_for(self.address)
-        net.add_address(self.address, where["interface"], int(where["prefix"]))
+        net.add_address(self.address, where["interface"], int(where["prefix"]), bool(where.get("route")))
 
     def observe(self, key: str, procs: list[proc.Proc]) -> None:
         """Memory (bytes), open files and a readable status of the tree, into the record."""
@@ -141,13 +159,16 @@ def keep() -> None:
 
     SIGTERM is how a guard is told to end. When the keeper is killed too, Ansible or resolve.yml start both again.
     """
-    for _ in range(RESTARTS):
+    for count in range(RESTARTS):
         child = os.fork()
         if child == 0:
             return
         _pid, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) == signal.SIGTERM:
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGTERM
+        broke = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1  # an exception: what caused it may pass
+        if not killed and not broke:
             break
+        time.sleep(min(count, 10) if broke else 0)
     os._exit(0)
 
 
@@ -172,10 +193,14 @@ def main(argv: list[str]) -> int:
         return 0
     keep()
     held = record.lock(run_id)
+    for _ in range(50):  # whoever looks whether a guard lives holds the lock for a moment
+        if held is None:
+            time.sleep(0.01)
+            held = record.lock(run_id)
     if held is None:
         return 3
     rec = record.Record.load(run_id)
-    if rec is None:
+    if rec is None or not os.path.exists(os.path.join(record.run_dir(run_id), "config.json")):
         return 2
     config = read_config(run_id)
     rec.note(guard={"pid": os.getpid(), "start": (proc.stat(os.getpid()) or ("", 0, 0))[2]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import MigrationError
@@ -41,7 +43,9 @@ def find_address(address: str) -> dict[str, Any] | None:
     for link in _interfaces():
         for info in link.get("addr_info", []):
             if info.get("local") == address:
-                return {"interface": link["ifname"], "prefix": int(info["prefixlen"])}
+                found: dict[str, Any] = {"interface": link["ifname"], "prefix": int(info["prefixlen"])}
+                found["route"] = not info.get("noprefixroute")  # the kernel's route to its subnet goes with it
+                return found
     return None
 
 
@@ -60,13 +64,28 @@ def interface_for(address: str) -> dict[str, Any]:
     return {"interface": match.group(1), "prefix": 32}
 
 
-def add_address(address: str, interface: str, prefix: int) -> bool:
+def add_address(address: str, interface: str, prefix: int, route: bool = False) -> bool:
     """Put the address on; False when it was there already."""
     if find_address(address):
         return False
     # noprefixroute: on its own the secondary address must not bring a second route to the subnet
-    _run("ip", "addr", "add", f"{address}/{prefix}", "dev", interface, "noprefixroute")
+    _run("ip", "addr", "add", f"{address}/{prefix}", "dev", interface, *([] if route else ["noprefixroute"]))
     return True
+
+
+@contextlib.contextmanager
+def _promoting(interface: str) -> Iterator[None]:
+    """The first address of a subnet would take the others off with it (ip-sysctl.rst: promote_secondaries)."""
+    path = f"/proc/sys/net/ipv4/conf/{interface}/promote_secondaries"
+    with open(path, encoding="ascii") as handle:
+        before = handle.read()
+    with open(path, "w", encoding="ascii") as handle:
+        handle.write("1")
+    try:
+        yield
+    finally:
+        with open(path, "w", encoding="ascii") as handle:
+            handle.write(before)
 
 
 def remove_address(address: str) -> bool:
@@ -74,7 +93,8 @@ def remove_address(address: str) -> bool:
     found = find_address(address)
     if not found:
         return False
-    _run("ip", "addr", "del", f"{address}/{found['prefix']}", "dev", found["interface"])
+    with _promoting(found["interface"]):
+        _run("ip", "addr", "del", f"{address}/{found['prefix']}", "dev", found["interface"])
     if find_address(address):
         raise MigrationError(
             f"{address} is still on {found['interface']} after it was removed.", "Is it configured twice?"

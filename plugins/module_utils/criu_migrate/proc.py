@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .errors import MigrationError
@@ -111,19 +111,27 @@ def fully_stopped(pid: int) -> bool:
     return all(state in "TZX" for state in states)
 
 
-def stop_tree(root: Proc, limit: float, known: Iterable[Proc] = ()) -> list[Proc]:
+def stop_tree(
+    root: Proc, limit: float, known: Iterable[Proc] = (), note: Callable[[list[Proc]], None] | None = None
+) -> list[Proc]:
     """SIGSTOP a whole tree and wait until every thread of it stands still.
 
-    Repeats until no new child has appeared, as a fork may be under way. Returns the processes, each with
+    Repeats until no new child has appeared, as a fork may be under way. `note` gets every process that was not in
+    `known` before it is stopped: whoever undoes this has to know of it. Returns the processes, each with
     whether it was stopped before (from `known` where the caller had already looked).
     Raises MigrationError when the root is gone or the tree does not stop within `limit` seconds.
     """
-    before = {(p.pid, p.start): p.stopped_before for p in known}
+    seen = list(known)
+    before = {(p.pid, p.start): p.stopped_before for p in seen}
     deadline = time.monotonic() + limit
     while True:
         if not root.alive():
             raise MigrationError(f"The process {root.pid} ended before it was frozen.", "Start it again, then migrate.")
         procs = tree(root.pid)
+        fresh = [proc for proc in procs if (proc.pid, proc.start) not in before]
+        if fresh and note:
+            seen += fresh
+            note(seen)
         for proc in procs:
             key = (proc.pid, proc.start)
             proc.stopped_before = before.setdefault(key, proc.stopped_before)

@@ -8,6 +8,8 @@ import os
 import time
 from typing import Any
 
+from .errors import MigrationError
+
 RUNS = "/var/lib/criu-migrate"
 
 # In the order in which they are passed through. Names are part of metrics and of resolve.yml.
@@ -25,6 +27,7 @@ SOURCE_STATES = (
 )
 DESTINATION_STATES = ("armed", "receiving", "restoring", "restored", "running", "done", "undoing", "undone")
 FINAL = ("done", "undone")
+SYNCED = ("committed", "running", "undoing", *FINAL)
 
 
 def boot_id() -> str:
@@ -41,7 +44,9 @@ def write_file(path: str, data: bytes, mode: int = 0o600, sync: bool = True) -> 
     temporary = path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        os.write(fd, data)
+        view = memoryview(data)
+        while view:  # a disk that is nearly full takes a part and says so only to who asks
+            view = view[os.write(fd, view) :]
         if sync:
             os.fsync(fd)
     finally:
@@ -53,6 +58,14 @@ def write_file(path: str, data: bytes, mode: int = 0o600, sync: bool = True) -> 
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def runs() -> list[str]:
+    """Names of all runs that this node knows of."""
+    try:
+        return sorted(entry.name for entry in os.scandir(RUNS) if entry.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 class Record:
@@ -78,6 +91,10 @@ class Record:
                 return cls(path, json.load(handle))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise MigrationError(
+                f"{path} cannot be read: {error}", "It may stand for the only copy: look at the processes first."
+            ) from error
 
     @property
     def state(self) -> str:
@@ -89,14 +106,16 @@ class Record:
 
     def enter(self, state: str, sync: bool = False, **more: Any) -> None:
         """Go to a state. Synced where it has to survive the death of the node; otherwise the process dies with it."""
-        self.data["state"] = state
-        self.data["times"].setdefault(state, time.time())
-        self.note(sync=sync, **more)
+        times = {state: time.time(), **self.data["times"]}
+        self.note(sync=sync, state=state, times=times, **more)
 
     def note(self, sync: bool = False, **more: Any) -> None:
-        """Add facts without a change of state."""
+        """Add facts. What could not be written has not happened: the state in memory is never ahead of the disk's."""
+        data = {**self.data, **more}
+        # Replacing a synced file by an unsynced one can lose both in a power cut.
+        sync = sync or data["state"] in SYNCED
+        write_file(self.path, json.dumps(data, sort_keys=True).encode(), sync=sync)
         self.data.update(more)
-        write_file(self.path, json.dumps(self.data, sort_keys=True).encode(), sync=sync)
 
 
 def lock(run_id: str) -> int | None:

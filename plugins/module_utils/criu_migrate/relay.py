@@ -83,7 +83,7 @@ def attach(link: ssl.SSLSocket) -> socket.socket:
     return far
 
 
-def dial(config: dict[str, Any], folder: str, limit: float, secure: bool = True) -> socket.socket:
+def dial(config: dict[str, Any], folder: str, limit: float, secure: bool = True, patient: float = 0) -> socket.socket:
     """A connection to the destination's guard; LinkLost when there is none within `limit` seconds."""
     host, port = config["peer"]["host"], int(config["peer"]["port"])
     try:
@@ -92,6 +92,8 @@ def dial(config: dict[str, Any], folder: str, limit: float, secure: bool = True)
         raise LinkLost(f"The destination's guard cannot be reached at {host}:{port}: {error}") from error
     try:
         wire.tune(sock, wire.SILENCE)
+        if patient:  # a slow disk at the far end fills the window: that is no dead link (keepalive still sees one)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patient * 1000))
         if secure:
             names = (os.path.join(folder, "tls", name + ".pem") for name in ("ca", "cert", "key"))
             sock = wire.context(False, *names).wrap_socket(sock)

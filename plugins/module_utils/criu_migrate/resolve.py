@@ -29,6 +29,9 @@ def decide(source: Data | None, destination: Data | None, source_reachable: bool
         if unclean:
             text += " The destination still holds a copy that never ran; it is removed."
         return _answer("source", text, destination="undo" if unclean else "none")
+    if fence == "destination-is-dead" and one not in ("done", "undone"):
+        text = "You say that the destination's copy is dead: the source's, stopped at the freeze, runs again."
+        return _answer("source", text, source="fence")
     if one == "committed":
         if two in ("running", "done"):
             text = "The process runs on the destination; the source's guard still has to remove its stopped copy."
@@ -36,12 +39,13 @@ def decide(source: Data | None, destination: Data | None, source_reachable: bool
         text = "The source has handed over, the destination has not confirmed: both guards go on until it has."
         return _answer("undecided", text, source="start", destination="start")
     text = f"The migration is under way (source {one}, destination {two or 'without a record'}): its guards go on."
-    return _answer("source", text, source="start", destination="start" if two and two != "undone" else "none")
+    return _answer("source", text, source="start", destination="start" if two else "none")
 
 
 def _without_source(two: str, reachable: bool, fence: str) -> dict[str, Any]:
-    if two in ("running", "done"):
-        return _answer("destination", "The process runs on the destination.")
+    if two in ("running", "done"):  # its guard may have been killed before the SIGCONT
+        do = "start" if two == "running" else "none"
+        return _answer("destination", "The process runs on the destination.", destination=do)
     if two == "undone":
         return _answer("source", "The destination has undone; whatever there is runs on the source.")
     if not two:

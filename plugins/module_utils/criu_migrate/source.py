@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -40,25 +41,31 @@ class SourceGuard(Guard):
             "detached": self.restore,
             "restored": self.commit,
             "committed": self.finish,
+            "undoing": self.undo,
         }
 
     def run(self) -> None:
         if self.rebooted() and self.rec.state in BEFORE_COMMIT:
             self.after_reboot()
         while not self.rec.final:
-            if self.rec.state == "undoing":
-                self.undo()
-                continue
             try:
                 self.steps[self.rec.state]()
-            except MigrationError as error:
-                self.failed(error)
-            except (
-                Exception
-            ) as error:  # whatever it is, a frozen process must not wait for somebody to read a traceback
-                self.say(traceback.format_exc())
-                self.failed(MigrationError(f"On the source: {error!r}", "See guard.log of the source."))
+            except Exception as error:  # whatever it is, a frozen process must not wait for a person to read about it
+                self.survive(error)
+        if self.rec.state == "undone" and not self.rec.data.get("destination_undone"):
+            self.tell_later()
         self.say_goodbye()
+
+    def survive(self, error: Exception) -> None:
+        """Take the failure in; where not even the record can be written (disk full), try the same step again."""
+        if not isinstance(error, MigrationError):
+            self.say(traceback.format_exc())
+            error = MigrationError(f"On the source: {error!r}", "See guard.log of the source.")
+        try:
+            self.failed(error)
+        except OSError as problem:
+            self.say(f"the record cannot be written: {problem}")
+            time.sleep(1.0)
 
     def failed(self, error: MigrationError) -> None:
         """Before the commit everything is undone; after it only on the destination's own word that it never ran."""
@@ -73,12 +80,16 @@ class SourceGuard(Guard):
 
     def after_reboot(self) -> None:
         """The process died with this node: proof enough to let a copy run that the destination holds, if any."""
-        try:
-            held = str(self.ask({"op": "state"}, self.limits["connect"], self.limits["peer"])["state"])
-        except MigrationError as error:
-            self.say(f"after a reboot of the source: {error.text()}")
-            held = ""
-        if held == "restored":
+        held = ""
+        while held in ("", "restoring"):  # its copy may be the only one: without its word nothing is decided
+            try:
+                held = str(self.ask({"op": "state"}, self.limits["connect"])["state"])
+            except MigrationError as error:
+                self.say(f"after a reboot of the source: {error.text()}")
+                since = (self.rec.data.get("stalled") or {}).get("since", time.time())
+                self.rec.note(stalled={**error.as_dict(), "since": since})
+            time.sleep(1.0 if held in ("", "restoring") else 0.0)
+        if held in ("restored", "running", "done"):  # running: a person has fenced this node meanwhile
             self.commit()
         else:
             lost = MigrationError("The source was rebooted, and the process died with it.", "Start the process again.")
@@ -201,7 +212,7 @@ class SourceGuard(Guard):
             self.ask({"op": "images"}, self.limits["connect"])
             return
         token = str(self.ask({"op": "pages"}, self.limits["connect"])["token"])
-        sock = relay.dial(self.config, self.folder, self.limits["connect"], self.encrypted)
+        sock = relay.dial(self.config, self.folder, self.limits["connect"], self.encrypted, self.limits["link"])
         if isinstance(sock, ssl.SSLSocket):
             wire.Link(sock).send({"op": "page_channel", "token": token})
             self.page_channel = relay.attach(sock)
@@ -216,8 +227,11 @@ class SourceGuard(Guard):
         if self.transfer == "page_server" and self.page_channel is None and self.job("dump") is None:
             self.open_transfer()  # this guard was started again
         self.rec.data["times"]["stopping"] = time.time()
-        procs = proc.stop_tree(self.root, self.limits["freeze"], self.procs())
+        procs = proc.stop_tree(self.root, self.limits["freeze"], self.procs(), self.note_procs)
         self.enter("frozen", procs=[item.as_dict() for item in procs], last_beat=self.heartbeat_mtime())
+
+    def note_procs(self, procs: list[proc.Proc]) -> None:
+        self.rec.note(procs=[item.as_dict() for item in procs])
 
     def dump(self) -> None:
         job = self.job("dump")
@@ -246,6 +260,14 @@ class SourceGuard(Guard):
         self.enter("detached")
 
     def restore(self) -> None:
+        if self.manifests or self.ask({"op": "state"}, self.limits["restore"] + 10.0)["state"] == "receiving":
+            self.send_all()  # else this guard was started again, and the destination has it all
+        request = {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
+        answer = self.ask(request, self.limits["restore"] + 10.0)
+        self.enter("restored", restore=answer["restore"])
+
+    def send_all(self) -> None:
+        """What the pages server has not taken: small images (rsync: all of them), changed blocks of the directories."""
         began = time.time()
         if self.transfer == "page_server":
             done = self.ask({"op": "pages_done"}, self.limits["dump"])
@@ -257,9 +279,6 @@ class SourceGuard(Guard):
         delta = self.send_roots(frozenset(mapped_files(self.procs())))
         self.rec.data["times"]["sent"] = time.time()
         self.rec.data["sending"] = {"seconds": time.time() - began, **delta}
-        request = {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
-        answer = self.ask(request, self.limits["restore"] + 10.0)
-        self.enter("restored", restore=answer["restore"])
 
     def rsync(self) -> dict[str, Any]:
         """All image directories, as the seed framework's transfer does, through the guards' TLS."""
@@ -302,7 +321,8 @@ class SourceGuard(Guard):
             raise MigrationError(
                 f"PIDs {[p.pid for p in left]} of the old copy do not die.", "They stay stopped; reboot the source."
             )
-        self.remove_criu_leftovers()
+        self.remove_lock_tables()
+        self.remove_link_remaps()
         self.rec.note(stats=stats.read(self.images), bytes=image_bytes(self.images))
         self.drop_images()
         self.enter("done", sync=True)
@@ -322,6 +342,10 @@ class SourceGuard(Guard):
                 patience,
             )
             self.rec.data["destination_undone"] = True
+        except Refused as error:  # its copy runs (a person fenced this node): this one must not
+            self.say(f"undo: {error.text()}")
+            self.enter("committed", sync=True)
+            return
         except MigrationError as error:
             self.say(f"undo: the destination does not answer, its copy stays stopped and mute: {error}")
             self.rec.data["destination_undone"] = False
@@ -329,8 +353,6 @@ class SourceGuard(Guard):
             self.resume()
         self.drop_images()
         self.enter("undone", sync=True)
-        if not self.rec.data["destination_undone"]:
-            self.tell_later()
 
     def drop_page_channel(self) -> None:
         if self.page_channel is not None:
@@ -340,24 +362,41 @@ class SourceGuard(Guard):
     def resume(self) -> None:
         """Address back, TCP_REPAIR off, CRIU's nft table away, announce, SIGCONT: each may be done twice."""
         procs = self.procs()
-        if self.address and self.rec.data.get("address_on"):
-            self.put_address_on()
-        sockets.in_repair(procs, off=True)
-        self.remove_criu_leftovers()
-        if self.address and self.rec.data.get("address_on"):
-            net.announce(self.address, self.rec.data["address_on"]["interface"])
+        has_address = bool(self.address and self.rec.data.get("address_on") and not self.rebooted())
+        patience = self.rec.data["times"]["undoing"] + self.limits["undo"]
+        for step in (
+            self.put_address_on if has_address else lambda: None,
+            lambda: sockets.in_repair(procs, off=True),
+            self.remove_lock_tables,
+        ):
+            try:
+                step()
+            except (MigrationError, OSError) as error:
+                if time.time() < patience:
+                    raise  # tried again in a second; a process without its address is still better than none
+                self.say(f"undo, left undone: {error}")
+        if has_address:
+            try:
+                net.announce(self.address, self.rec.data["address_on"]["interface"])
+            except OSError as error:
+                self.say(f"undo: not announced: {error}")
         proc.continue_procs(procs)
-        self.rec.data["times"]["resumed"] = time.time()
+        self.rec.data["times"].setdefault("resumed", time.time())
+        self.remove_link_remaps()
         self.observe("after", procs)
 
-    def remove_criu_leftovers(self) -> None:
+    def remove_lock_tables(self) -> None:
         names = stats.lock_tables(self.images, self.log_path("criu-dump.log"))
         gone = net.delete_tables(names)
         if gone:
             self.say(f"removed nft table {', '.join(gone)}")
+
+    def remove_link_remaps(self) -> None:
+        """Walks whole directories: never while the process stands still."""
         for path in link_remaps(self.roots, float(self.rec.data["times"].get("stopping", time.time()))):
-            os.unlink(path)
-            self.say(f"removed {path}")
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                self.say(f"removed {path}")
 
     def tell_later(self) -> None:
         try:
@@ -397,8 +436,9 @@ def link_remaps(roots: list[str], since: float) -> list[str]:
         for folder, _folders, names in os.walk(root):
             for name in names:
                 path = os.path.join(folder, name)
-                if name.startswith("link_remap.") and name[11:].isdigit() and os.lstat(path).st_ctime >= since:
-                    found.append(path)
+                with contextlib.suppress(OSError):
+                    if name.startswith("link_remap.") and name[11:].isdigit() and os.lstat(path).st_ctime >= since:
+                        found.append(path)
     return found
 
 

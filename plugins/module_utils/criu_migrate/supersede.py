@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from . import control, net, proc, record
+from .errors import MigrationError
 
 KEEP = ("command", "process")
 ABANDONED = 3600.0  # seconds after its end in which a play may still collect a run
@@ -20,7 +21,8 @@ ABANDONED = 3600.0  # seconds after its end in which a play may still collect a 
 
 def holds_process(data: dict[str, Any]) -> bool:
     """By its record the process of that run is on this node: moved here, or rolled back to here."""
-    return data["state"] in (("running", "done") if data["role"] == "destination" else ("undone",))
+    # "running": the source still counts on an answer and holds its copy; that run is unfinished, not an earlier one
+    return bool(data["state"] == ("done" if data["role"] == "destination" else "undone"))
 
 
 def same(data: dict[str, Any], name: str, key: dict[str, Any]) -> bool:
@@ -32,10 +34,13 @@ def same(data: dict[str, Any], name: str, key: dict[str, Any]) -> bool:
 def find(name: str, key: dict[str, Any], own: str) -> list[dict[str, Any]]:
     """Records of finished runs of that workload whose process still lives on this node."""
     found: list[dict[str, Any]] = []
-    if name in KEEP or not os.path.isdir(record.RUNS):
+    if name in KEEP:
         return found
-    for run_id in sorted(os.listdir(record.RUNS)):
-        rec = record.Record.load(run_id)
+    for run_id in record.runs():
+        try:
+            rec = record.Record.load(run_id)
+        except MigrationError:
+            continue  # tidy() names it
         if rec is None or run_id == own or not holds_process(rec.data) or not same(rec.data, name, key):
             continue
         procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
@@ -48,10 +53,16 @@ def tidy(own: str) -> list[dict[str, str]]:
     """Take keys, images and logs of runs away that ended long ago and that nobody collected; returns the runs whose
     record is not final, {run_id, state}: each may hold the only copy of a process."""
     open_runs: list[dict[str, str]] = []
-    for run_id in sorted(os.listdir(record.RUNS)) if os.path.isdir(record.RUNS) else []:
-        rec = record.Record.load(run_id)
+    for run_id in record.runs():
+        try:
+            rec = record.Record.load(run_id)
+        except MigrationError:
+            open_runs.append({"run_id": run_id, "state": "unreadable"})
+            continue
         if rec is None or run_id == own:
             continue
+        if rec.state == "armed" and not control.alive(run_id):
+            continue  # never began
         if not rec.final:
             open_runs.append({"run_id": run_id, "state": rec.state})
         elif time.time() - max(rec.data["times"].values()) > ABANDONED and os.path.exists(

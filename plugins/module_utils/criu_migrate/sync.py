@@ -6,6 +6,7 @@ CRIU wants every open file at the same path with the same size before it restore
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -90,7 +91,11 @@ def frames(
 def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -> Iterator[Frame]:
     digests: list[str] = []
     try:
-        with open(path, "rb") as handle:
+        # The workload's user could have put a link or a FIFO there since lstat; root reads neither.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
+            now = os.fstat(handle.fileno())
+            if not stat.S_ISREG(now.st_mode) or [now.st_ino, entry["uid"]] != [entry["stamp"][0], now.st_uid]:
+                raise FileNotFoundError(path)
             # A file that grows while it is read is caught by the round after the freeze.
             while len(digests) * BLOCK < entry["size"]:
                 data = handle.read(BLOCK)
@@ -104,8 +109,10 @@ def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -
                         {"op": "block", "root": number, "path": name, "offset": place * BLOCK, "zero": len(data)},
                         body,
                     )
-    except FileNotFoundError:
-        entry["stamp"] = []
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, None):
+            raise
+        entry["stamp"] = []  # replaced or gone meanwhile: the round after the freeze sees what it is
     entry["blocks"] = digests
     yield {"op": "close", "root": number, "path": name, "size": entry["size"], "mtime_ns": entry["mtime_ns"]}, b""
 
@@ -159,7 +166,8 @@ class Receiver:
         root = self.roots[int(header["root"])]
         if not parts:
             _make_parents(os.path.dirname(root))
-        fd = os.open(root if parts else os.path.dirname(root), os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        fd = os.open(root, flags | os.O_NOFOLLOW) if parts else os.open(os.path.dirname(root), flags)
         try:
             for part in parts[:-1]:
                 deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
@@ -174,7 +182,8 @@ class Receiver:
         if not self._open or self._open[0] != key:
             self.finish()
             with self._parent(header) as (folder, name):
-                self._open = (key, os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder))
+                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+                self._open = (key, os.open(name, flags, 0o600, dir_fd=folder))
         return self._open[1]
 
     def _entry(self, folder: int, name: str, header: dict[str, Any]) -> None:
