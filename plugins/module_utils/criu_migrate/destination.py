@@ -18,6 +18,7 @@ from .errors import LinkLost, MigrationError, Refused
 from .guard import Guard
 from .intake import FRAMES, Intake, in_words
 from .record import Record
+from .secure import Secure
 
 Answer = dict[str, Any]
 HOLDS_COPY = ("restored", "running")
@@ -126,7 +127,7 @@ class DestinationGuard(Guard):
                 self.start_page_server(sock, token)
                 return
             wire.tune(sock, wire.SILENCE)
-            secure = context.wrap_socket(sock, server_side=True)
+            secure = Secure(sock, context, server=True)
             secure.settimeout(None)
             handed_over = self.converse(wire.Link(secure), secure)
         except LinkLost as error:
@@ -137,7 +138,7 @@ class DestinationGuard(Guard):
             if not handed_over:
                 sock.close()
 
-    def converse(self, link: wire.Link, sock: ssl.SSLSocket) -> bool:
+    def converse(self, link: wire.Link, sock: Secure) -> bool:
         """Answer requests until the link breaks; True when the connection now belongs to a relay."""
         intake = Intake(self.roots, self.images)
         while True:
@@ -158,7 +159,7 @@ class DestinationGuard(Guard):
                 if name == "done" and self.rec.final:  # a stopped copy is never left alone
                     self.finish()
 
-    def hand_over_channel(self, name: str, header: Answer, sock: ssl.SSLSocket) -> None:
+    def hand_over_channel(self, name: str, header: Answer, sock: Secure) -> None:
         """This connection is not for requests: it carries pages, or rsync's files."""
         if name == "rsync":
             self.refuse_unless("receiving")

@@ -9,7 +9,7 @@ import io
 import zipfile
 
 NAMES = (
-    "cli", "destination", "errors", "guard", "intake", "limits", "net", "proc", "record", "relay",
+    "cli", "destination", "errors", "guard", "intake", "limits", "net", "proc", "record", "relay", "secure",
     "sockets", "source", "stats", "sync", "wire",
 )  # fmt: skip
 _MAIN = "import sys\nfrom criu_migrate.guard import main\nsys.exit(main(sys.argv))\n"
@@ -25,6 +25,7 @@ from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by
     proc,
     record,
     relay,
+    secure,
     sockets,
     source,
     stats,

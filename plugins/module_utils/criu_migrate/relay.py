@@ -10,57 +10,49 @@ import os
 import select
 import shutil
 import socket
-import ssl
 import subprocess
 import threading
 from typing import Any
 
 from . import record, wire
 from .errors import LinkLost, MigrationError
+from .secure import PIECE, Secure
 
-_PIECE = 1 << 20
+_BUFFER = 4 << 20  # bytes on their way between criu and this relay
+_SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # asm-generic/socket.h, absent from Python: past net.core.wmem_max and rmem_max
 
 
-def pump(link: ssl.SSLSocket, source: int, sink: int) -> None:
+def pump(link: Secure, source: int, sink: int) -> None:
     """Copy `source` into the link and the link into `sink` until either ends.
 
-    One thread, as one TLS connection must not be read and written by two, and no blocking read: a record that carries
-    no data (a session ticket) would end it in a wait for more. The protocols carried here never fill both directions
-    at once, so a write that waits cannot hold up the other side for good.
+    One thread, as one TLS connection must not be read and written by two. The protocols carried here never fill both
+    directions at once, so a write that waits cannot hold up the other side for good.
     """
-    buffer = memoryview(bytearray(_PIECE))
-    link.setblocking(False)
+    buffer = memoryview(bytearray(PIECE))
     while True:
-        watched: list[Any] = [link] if link.pending() else [link, source]
-        ready = watched if link.pending() else select.select(watched, [], [])[0]
+        count = link.read_into(buffer)
+        if count == 0:
+            return
+        if count > 0:
+            _write(sink, buffer[:count])
+            continue  # TLS may hold more than the buffer took; the socket would not tell
+        watched: list[Any] = [link, source]
+        ready = select.select(watched, [], [])[0]
         if link in ready:
-            try:
-                count = link.recv_into(buffer)
-            except ssl.SSLWantReadError:
-                count = -1
-            if count == 0:
-                return
-            place = 0
-            while place < count:
-                place += os.write(sink, buffer[place:count])
+            link.take()
         if source in ready:
             count = os.readv(source, [buffer])
             if not count:
                 return
-            _send(link, buffer[:count])
+            link.sendall(buffer[:count])
 
 
-def _send(link: ssl.SSLSocket, data: memoryview) -> None:
+def _write(sink: int, data: memoryview) -> None:
     while data:
-        try:
-            data = data[link.send(data) :]
-        except ssl.SSLWantWriteError:
-            select.select([], [link], [])
-        except ssl.SSLWantReadError:
-            select.select([link], [], [])
+        data = data[os.write(sink, data) :]
 
 
-def _pump_and_close(link: ssl.SSLSocket, local: socket.socket) -> None:
+def _pump_and_close(link: Secure, local: socket.socket) -> None:
     try:
         pump(link, local.fileno(), local.fileno())
     except (OSError, ValueError):
@@ -73,17 +65,26 @@ def _pump_and_close(link: ssl.SSLSocket, local: socket.socket) -> None:
                 pass
 
 
-def attach(link: ssl.SSLSocket) -> socket.socket:
+def _widen(sock: socket.socket) -> None:
+    for forced, asked in ((_SNDBUFFORCE, socket.SO_SNDBUF), (_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
+        except PermissionError:  # root without CAP_NET_ADMIN
+            sock.setsockopt(socket.SOL_SOCKET, asked, _BUFFER)
+
+
+def attach(link: Secure) -> socket.socket:
     """The end of a socket pair to hand to a program; a thread carries what it says over the link, until either ends."""
     near, far = socket.socketpair()
     for end in (near, far):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _PIECE)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * _PIECE)
+        _widen(end)
     threading.Thread(target=_pump_and_close, args=(link, near), daemon=True).start()
     return far
 
 
-def dial(config: dict[str, Any], folder: str, limit: float, secure: bool = True, patient: float = 0) -> socket.socket:
+def dial(
+    config: dict[str, Any], folder: str, limit: float, secure: bool = True, patient: float = 0
+) -> socket.socket | Secure:
     """A connection to the destination's guard; LinkLost when there is none within `limit` seconds."""
     host, port = config["peer"]["host"], int(config["peer"]["port"])
     try:
@@ -92,19 +93,20 @@ def dial(config: dict[str, Any], folder: str, limit: float, secure: bool = True,
         raise LinkLost(f"The destination's guard cannot be reached at {host}:{port}: {error}") from error
     try:
         wire.tune(sock, wire.SILENCE)
+        link: socket.socket | Secure = sock
         if patient:  # a slow disk at the far end fills the window: that is no dead link (keepalive still sees one)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patient * 1000))
         if secure:
             names = (os.path.join(folder, "tls", name + ".pem") for name in ("ca", "cert", "key"))
-            sock = wire.context(False, *names).wrap_socket(sock)
+            link = Secure(sock, wire.context(False, *names), server=False)
         sock.settimeout(None)
     except OSError as error:
         sock.close()
         raise LinkLost(f"TLS with the destination's guard failed: {error}") from error
-    return sock
+    return link
 
 
-def serve_rsync(link: ssl.SSLSocket, argv: list[str], images: str, log: str) -> None:
+def serve_rsync(link: Secure, argv: list[str], images: str, log: str) -> None:
     """The destination's end: the rsync server for the image directory of this run and nothing else."""
     if (
         argv[:2] != ["rsync", "--server"]
@@ -125,7 +127,7 @@ def rsh(run_id: str, words: list[str]) -> int:
     from .guard import read_config
 
     link = dial(read_config(run_id), record.run_dir(run_id), 15.0)
-    if not isinstance(link, ssl.SSLSocket):
+    if not isinstance(link, Secure):
         return 1
     wire.Link(link).send({"op": "rsync", "argv": words[words.index("rsync") :]})
     pump(link, 0, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from .cli import PageServer, Result, failed, tail
 from .errors import LinkLost, MigrationError, Refused
 from .guard import Guard
 from .record import Record
+from .secure import Secure
 
 BEFORE_COMMIT = ("armed", "freezing", "frozen", "dumped", "detached", "restored")
 Answer = dict[str, Any]
@@ -213,7 +213,7 @@ class SourceGuard(Guard):
             return
         token = str(self.ask({"op": "pages"}, self.limits["connect"])["token"])
         sock = relay.dial(self.config, self.folder, self.limits["connect"], self.encrypted, self.limits["link"])
-        if isinstance(sock, ssl.SSLSocket):
+        if isinstance(sock, Secure):
             wire.Link(sock).send({"op": "page_channel", "token": token})
             self.page_channel = relay.attach(sock)
         else:

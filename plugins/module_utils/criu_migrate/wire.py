@@ -9,6 +9,7 @@ import struct
 from typing import Any
 
 from .errors import LinkLost, MigrationError
+from .secure import Secure
 
 CHUNK = 1 << 20
 MAX_HEADER = 64 << 20
@@ -44,7 +45,7 @@ def context(server: bool, ca: str, cert: str, key: str) -> ssl.SSLContext:
 class Link:
     """One connection. Every failure of the network is a LinkLost."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | Secure) -> None:
         self.sock = sock
 
     def close(self) -> None:
