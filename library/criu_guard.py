@@ -39,6 +39,12 @@ options:
     description: PEM texts C(ca), C(cert) and C(key) made for this one run.
     type: dict
     default: {}
+  watch:
+    description:
+      - With O(state=started), then watch as O(state=watched) does, in the same task. The start of a second task would
+        processor time from the dump that is under way.
+    type: bool
+    default: false
   from_state:
     description: With O(state=watched), return as soon as the record has left this state.
     type: str
@@ -83,7 +89,7 @@ port:
   type: int
 restarts:
   description: How often a killed guard was started again.
-  returned: O(state=watched)
+  returned: O(state=watched), or O(state=started) with O(watch)
   type: int
 logs:
   description: Text of every log, by file name.
@@ -120,6 +126,8 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
         result = armed(params)
     elif state == "started":
         result = {"changed": control.start(run_id, sys.executable)}
+        if params["watch"]:
+            _rec, result["restarts"] = control.watch(run_id, sys.executable, params["seconds"])
     elif state == "watched" and params["from_state"]:
         control.wait_change(run_id, params["from_state"], params["seconds"])
         result = {"changed": False}
@@ -151,6 +159,7 @@ def main() -> None:
             },
             "config": {"type": "dict", "default": {}},
             "tls": {"type": "dict", "default": {}, "no_log": True},
+            "watch": {"type": "bool", "default": False},
             "from_state": {"type": "str", "default": ""},
             "seconds": {"type": "float", "default": 600.0},
         },

@@ -18,7 +18,8 @@ from .errors import CriuError
 
 TAIL_LINES = 20
 # A small shell keeps the exit code on disk: a guard that is started again can still learn how its criu ended.
-_KEEP_RC = '"$@"; rc=$?; echo $rc > "$0.new"; mv "$0.new" "$0"; exit $rc'
+# One write(2), as who reads an empty file waits for the end of the shell; `mv` would cost its start after every freeze.
+_KEEP_RC = '"$@"; rc=$?; echo $rc > "$0"; exit $rc'
 
 
 @dataclass
@@ -109,10 +110,15 @@ class Result:
         }
 
 
-def tail(path: str, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, errors of the part before them first; '' when it cannot be read."""
+def tail(path: str, lines: int = TAIL_LINES, most: int = 0) -> str:
+    """The last lines of a log, errors of the part before them first; '' when it cannot be read.
+
+    With `most`, only so many bytes at the end are looked at.
+    """
     try:
         with open(path, "rb") as handle:
+            if most:
+                handle.seek(max(0, os.fstat(handle.fileno()).st_size - most))
             text = handle.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
@@ -151,9 +157,8 @@ class Job:
     def launch(cls, name: str, folder: str, cmd: list[str], log: str, pass_fds: Sequence[int] = ()) -> Job:
         """Start a command in a session of its own; its exit code goes to <folder>/<name>.rc."""
         rc_path = os.path.join(folder, name + ".rc")
-        for stale in (rc_path, rc_path + ".new"):
-            if os.path.exists(stale):
-                os.unlink(stale)
+        if os.path.exists(rc_path):
+            os.unlink(rc_path)
         with open(os.path.join(folder, name + ".err"), "wb") as err:
             child = subprocess.Popen(
                 ["/bin/sh", "-c", _KEEP_RC, rc_path, *cmd],
@@ -213,7 +218,7 @@ class Job:
             rc,
             max(0.0, ended - self.began),
             self.log,
-            tail(self.log),
+            tail(self.log, most=0 if rc else 4096),  # a log of some thousand lines is read for a failure only
             tail(os.path.join(self.folder, self.name + ".err")),
         )
 

@@ -214,6 +214,7 @@ class DestinationGuard(Guard):
             old.kill()
             del self.rec.data["jobs"]["page-server"]
         self.make_images_dir()
+        self.silence_address()
         self.enter("receiving")
         self.token = secrets.token_hex(wire.TOKEN // 2)
         return {"token": self.token}
@@ -255,6 +256,7 @@ class DestinationGuard(Guard):
         """An empty image directory for a transfer that does not need a page server."""
         self.refuse_unless("armed", "receiving")
         self.make_images_dir()
+        self.silence_address()
         self.enter("receiving")
         return {}
 
@@ -282,7 +284,6 @@ class DestinationGuard(Guard):
     def begin_restore(self, request: Answer) -> Job:
         if self.address:
             where = self.rec.data.get("address_put") or self.place_for_address(request)
-            net.mute(self.address, self.run_id)
             self.rec.note(address_on=where, address_put=where)  # before it is: from here on it is ours to take off
             net.add_address(self.address, where["interface"], int(where["prefix"]))
         pidfile = os.path.join(self.folder, "restore.pid")
@@ -291,15 +292,27 @@ class DestinationGuard(Guard):
         cmd = self.criu.restore_argv(self.images, self.folder, pidfile)
         return self.start_job("restore", cmd, self.log_path("criu-restore.log"))
 
+    def silence_address(self) -> None:
+        """Before the freeze: nobody hears of the address here, which comes later, until the commit."""
+        if not self.address:
+            return
+        if net.is_local(self.address) and not self.rec.data.get("address_put"):
+            raise MigrationError(
+                f"{self.address} is already on the destination.", "Take it off there, then migrate again."
+            )
+        net.mute(self.address, self.run_id)
+        if not self.config.get("service_interface"):
+            self.rec.data["address_place"] = net.interface_for(self.address)
+
     def place_for_address(self, request: Answer) -> dict[str, Any]:
-        if net.find_address(self.address):
+        if net.is_local(self.address):
             raise MigrationError(
                 f"{self.address} is already on the destination.", "Take it off there, then migrate again."
             )
         name = self.config.get("service_interface")
         if name:
             return {"interface": name, "prefix": int((request.get("address_on") or {}).get("prefix", 32))}
-        return net.interface_for(self.address)
+        return self.rec.data.get("address_place") or net.interface_for(self.address)
 
     def check_copy(self, expected: list[proc.Proc]) -> None:
         """Every process of the source is here under its PID, and none of them runs."""

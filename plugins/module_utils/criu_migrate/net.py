@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +68,7 @@ def interface_for(address: str) -> dict[str, Any]:
 
 def add_address(address: str, interface: str, prefix: int, route: bool = False) -> bool:
     """Put the address on; False when it was there already."""
-    if find_address(address):
+    if is_local(address):
         return False
     # noprefixroute: on its own the secondary address must not bring a second route to the subnet
     _run("ip", "addr", "add", f"{address}/{prefix}", "dev", interface, *([] if route else ["noprefixroute"]))
@@ -88,14 +90,29 @@ def _promoting(interface: str) -> Iterator[None]:
             handle.write(before)
 
 
-def remove_address(address: str) -> bool:
-    """Take the address off and confirm that it is gone; False when it was not there."""
-    found = find_address(address)
+def is_local(address: str) -> bool:
+    """Whether this node answers for the address. bind(2) knows without another program, unless it may bind anything
+    (net.ipv4.ip_nonlocal_bind)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return False
+    return find_address(address) is not None
+
+
+def remove_address(address: str, known: dict[str, Any] | None = None) -> bool:
+    """Take the address off and confirm that it is gone; False when it was not there.
+
+    `known` is {interface, prefix} where the caller has just seen it.
+    """
+    found = known if known and is_local(address) else find_address(address)
     if not found:
         return False
     with _promoting(found["interface"]):
         _run("ip", "addr", "del", f"{address}/{found['prefix']}", "dev", found["interface"])
-    if find_address(address):
+    if is_local(address):
         raise MigrationError(
             f"{address} is still on {found['interface']} after it was removed.", "Is it configured twice?"
         )
@@ -109,29 +126,35 @@ def announce(address: str, interface: str, times: int = 2) -> None:
     if len(mac) != 6 or not any(mac):
         return
     ip = socket.inet_aton(address)
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as raw:
-        raw.bind((interface, 0))
-        for _ in range(times):
-            for operation in (1, 2):
-                target = _ETH_BROADCAST if operation == 2 else bytes(6)
-                body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + mac + ip + target + ip
-                raw.send(_ETH_BROADCAST + mac + b"\x08\x06" + body)
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: to send only, bind need not wait for RCU
+    raw.bind((interface, 0))
+    for _ in range(times):
+        for operation in (1, 2):
+            target = _ETH_BROADCAST if operation == 2 else bytes(6)
+            body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + mac + ip + target + ip
+            raw.send(_ETH_BROADCAST + mac + b"\x08\x06" + body)
+    # Closing one takes the kernel 10 to 20 ms, for which no client shall wait.
+    threading.Thread(target=raw.close, daemon=True).start()
 
 
 def _mute_table(run_id: str) -> str:
     return "criu_migrate_" + re.sub(r"\W", "_", run_id)
 
 
+def _without(name: str) -> str:
+    """nft's commands to delete both tables, there or not."""
+    return "".join(f"table {family} {name}\ndelete table {family} {name}\n" for family in ("inet", "arp"))
+
+
 def mute(address: str, run_id: str) -> None:
     """No packet from or to the address, no ARP for it: the kernel would answer clients for the stopped copy."""
     name = _mute_table(run_id)
-    unmute(run_id)
     # One transaction: there is no moment at which only a part of it holds.
     _run(
         "nft",
         "-f",
         "-",
-        text=f"""
+        text=f"""{_without(name)}
 table inet {name} {{
   chain in {{ type filter hook input priority -400; ip daddr {address} drop; }}
   chain out {{ type filter hook output priority -400; ip saddr {address} drop; }}
@@ -161,9 +184,9 @@ def delete_tables(names: list[str]) -> list[str]:
     return [name for _family, name in found]
 
 
-def unmute(run_id: str) -> bool:
-    """Lift the drop; False when there was none."""
-    return bool(delete_tables([_mute_table(run_id)]))
+def unmute(run_id: str) -> None:
+    """Lift the drop, if there is one."""
+    _run("nft", "-f", "-", text=_without(_mute_table(run_id)))
 
 
 def is_muted(run_id: str) -> bool:

@@ -256,7 +256,7 @@ class SourceGuard(Guard):
     def detach_address(self) -> None:
         """The dump has locked the connections already; with the address gone the node does not answer for it at all."""
         if self.address:
-            net.remove_address(self.address)
+            net.remove_address(self.address, self.rec.data.get("address_on"))
         self.enter("detached")
 
     def restore(self) -> None:
