@@ -5,13 +5,31 @@ Every fault is set off by a state that a guard has reached or a line that it has
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from tests.lab.conftest import Guard
+from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.guarded import Guarded
+from tests.lab.harness.harm import LISTENER, PID_TAKER, TRACER, await_gone, cut, fill, running, small_tmpfs
 from tests.lab.harness.nodes import Lab
+
+Redis = Callable[..., tuple[Guarded, Aftermath]]
 
 SOURCE_STATES = ("freezing", "frozen", "dumped", "detached", "restored", "committed")
 DESTINATION_STATES = ("receiving", "restoring", "restored", "running")
+
+
+@pytest.fixture
+def with_client(guarded: Guard, lab: Lab) -> Redis:
+    """A redis with its outside client; `pause` and `limits` as in Guarded."""
+
+    def make(**config: Any) -> tuple[Guarded, Aftermath]:
+        return guarded("redis", service_address=lab.service_address(2), **config)
+
+    return make
 
 
 def test_no_fault(guarded: Guard, lab: Lab) -> None:
@@ -21,21 +39,220 @@ def test_no_fault(guarded: Guard, lab: Lab) -> None:
     aftermath.check("destination", client=True, resolved=False)
 
 
-@pytest.mark.parametrize("state", SOURCE_STATES)
-def test_the_source_guard_is_killed_and_started_again(guarded: Guard, state: str) -> None:
-    run, aftermath = guarded(pause={"source": [state]})
+@pytest.mark.parametrize("keeper", [False, True], ids=["guard", "guard+keeper"])
+@pytest.mark.parametrize(
+    ("role", "state"),
+    [("source", state) for state in SOURCE_STATES] + [("destination", state) for state in DESTINATION_STATES],
+)
+def test_a_guard_is_killed(with_client: Redis, role: str, state: str, keeper: bool) -> None:
+    """Its keeper starts it again; where that is killed as well, the play, resolve.yml or a person does."""
+    run, aftermath = with_client(pause={role: [state]})
+    run.start()
+    run.await_paused(role, state)
+    run.replace_guard(role, state, keeper)
+    assert run.finish() == "destination"
+    aftermath.check("destination", client=True, resolved=False)
+
+
+def test_both_guards_are_killed(with_client: Redis) -> None:
+    run, aftermath = with_client(pause={"source": ["restored"]})
+    run.start()
+    run.await_paused("source", "restored")
+    run.kill_guard("destination", keeper=True)
+    run.kill_guard("source", keeper=True)
+    run.go("source", "restored")
+    run.start_guard("source")
+    run.await_log("source", "commit: ")
+    run.start_guard("destination")
+    assert run.finish() == "destination"
+    aftermath.check("destination", client=True, resolved=False)
+
+
+# --- criu fails: undone, and the connected client goes on ------------------------------------------------------------
+
+
+def check_undone(run: Guarded, aftermath: Aftermath, client: bool = True) -> None:
+    """The source goes on, and the destination has been told."""
+    assert run.finish("undone") == "source"
+    run.await_state("destination", "undone")
+    aftermath.check("source", client=client, resolved=False)
+
+
+@pytest.mark.parametrize("victim", ["page-server", "dump"])
+def test_criu_is_killed_during_the_dump(with_client: Redis, victim: str) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"]})
+    run.start()
+    run.await_paused("source", "frozen")
+    run.hold_page_server()
+    run.go("source", "frozen")
+    run.await_log("source", "Dumping pages", name="criu-dump.log")
+    run.kill_job("source" if victim == "dump" else "destination", victim)
+    check_undone(run, aftermath)
+
+
+@pytest.mark.parametrize("transfer", ["page_server", "rsync"])
+def test_the_destination_has_no_space_left(with_client: Redis, lab: Lab, transfer: str) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"]}, transfer=transfer)
+    run.images["destination"] = "/srv/small"
+    with small_tmpfs(lab.destination, "/srv/small", 256):
+        run.start()
+        run.await_paused("source", "frozen")
+        fill(lab.destination, "/srv/small", leave=1 << 20)
+        run.go("source", "frozen")
+        assert run.finish("undone") == "source"
+        run.await_state("destination", "undone")
+        assert lab.destination.run("ls", "/srv/small").split() == ["fill"]
+    assert "space" in run.record("source")["error"]["message"] + run.record("source")["error"]["remedy"]
+    aftermath.check("source", client=True, resolved=False)
+
+
+def test_a_tracer_comes_while_it_is_frozen(with_client: Redis, lab: Lab) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"]})
+    run.start()
+    run.await_paused("source", "frozen")
+    with running(lab.source, TRACER, str(run.record("source")["procs"][-1]["pid"])):
+        run.go("source", "frozen")
+        assert run.finish("undone") == "source"
+    assert "tracer" in run.record("source")["error"]["remedy"]
+    check_undone(run, aftermath)
+
+
+def test_an_open_file_is_missing_on_the_destination(guarded: Guard, lab: Lab) -> None:
+    text = (
+        "import os, time; kept = open('/srv/elsewhere', 'w'); open('checkpoint_ready', 'w').write('ready:1')\n"
+        "while True: time.sleep(0.01)"
+    )
+    run, aftermath = guarded("command", program=["python3", "-c", text])
+    run.start()
+    check_undone(run, aftermath, client=False)
+    lab.source.run("rm", "/srv/elsewhere")
+
+
+def test_a_pid_is_taken_on_the_destination(with_client: Redis, lab: Lab) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"]})
+    run.start()
+    procs = run.await_paused("source", "frozen")["procs"]
+    with running(lab.destination, PID_TAKER, str(procs[-1]["pid"])):
+        run.go("source", "frozen")
+        assert run.finish("undone") == "source"
+        run.await_state("destination", "undone")
+        assert lab.destination.path(f"/proc/{procs[-1]['pid']}").exists(), "the stranger was killed"
+        lab.destination.kill(procs[-1]["pid"])
+    check_undone(run, aftermath)
+
+
+def test_the_port_is_taken_on_the_destination(with_client: Redis, lab: Lab) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"]})
+    run.start()
+    run.await_paused("source", "frozen")
+    with running(lab.destination, LISTENER, "7002"):
+        run.go("source", "frozen")
+        assert run.finish("undone") == "source"
+    check_undone(run, aftermath)
+
+
+def test_the_address_is_on_the_destination_already(with_client: Redis, lab: Lab) -> None:
+    run, aftermath = with_client(pause={"source": ["detached"]})
+    run.start()
+    run.await_paused("source", "detached")
+    lab.destination.run("ip", "addr", "add", f"{run.address}/32", "dev", "lo")
+    run.go("source", "detached")
+    assert run.finish("undone") == "source"
+    run.await_state("destination", "undone")
+    assert run.address in lab.destination.run("ip", "-4", "addr", "show", "lo"), "a stranger's address was removed"
+    lab.destination.run("ip", "addr", "del", f"{run.address}/32", "dev", "lo")
+    check_undone(run, aftermath)
+
+
+def test_the_stopped_copy_dies_before_the_commit(with_client: Redis, lab: Lab) -> None:
+    run, aftermath = with_client(pause={"source": ["restored"]})
+    run.start()
+    run.await_paused("source", "restored")
+    for item in run.record("destination")["procs"]:
+        lab.destination.kill(item["pid"])
+        await_gone(lab.destination, item["pid"])
+    run.go("source", "restored")
+    check_undone(run, aftermath)
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_a_guard_is_killed_while_it_undoes(with_client: Redis, lab: Lab, role: str) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"], role: ["frozen", "undoing"]})
+    run.start()
+    run.await_paused("source", "frozen")
+    with running(lab.destination, LISTENER, "7002"):
+        run.go("source", "frozen")
+        run.await_paused(role, "undoing")
+        run.replace_guard(role, "undoing", keeper=False)
+        assert run.finish("undone") == "source"
+    check_undone(run, aftermath)
+
+
+# --- the link is cut -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["frozen", "detached", "committed"])
+def test_a_cut_is_only_a_stall(with_client: Redis, lab: Lab, state: str) -> None:
+    run, aftermath = with_client(pause={"source": [state]}, limits={"connect": 2})
     run.start()
     run.await_paused("source", state)
-    run.restart_guard("source", state)
+    with cut(lab.destination):
+        run.go("source", state)
+        if state == "frozen":  # the dump waits for the page server, nobody has noticed anything
+            run.await_log("source", "Dumping pages", name="criu-dump.log")
+        else:
+            run.await_log("source", "link to the other guard broke")
     assert run.finish() == "destination"
-    aftermath.check("destination", resolved=False)
+    aftermath.check("destination", client=True, resolved=False)
 
 
-@pytest.mark.parametrize("state", DESTINATION_STATES)
-def test_the_destination_guard_is_killed_and_started_again(guarded: Guard, state: str) -> None:
-    run, aftermath = guarded(pause={"destination": [state]})
+@pytest.mark.parametrize("state", ["restored", "running"])
+def test_the_answer_of_the_destination_is_lost(with_client: Redis, lab: Lab, state: str) -> None:
+    run, aftermath = with_client(pause={"destination": [state]}, limits={"connect": 2})
     run.start()
     run.await_paused("destination", state)
-    run.restart_guard("destination", state)
+    with cut(lab.destination):
+        run.go("destination", state)
+        run.await_log("source", "link to the other guard broke")
     assert run.finish() == "destination"
-    aftermath.check("destination", resolved=False)
+    aftermath.check("destination", client=True, resolved=False)
+
+
+@pytest.mark.parametrize("role, state", [("source", "detached"), ("destination", "restored")])
+def test_a_cut_past_the_limit_is_undone(with_client: Redis, lab: Lab, role: str, state: str) -> None:
+    run, aftermath = with_client(pause={role: [state]}, limits={"connect": 2, "link": 2, "undo": 2})
+    run.start()
+    run.await_paused(role, state)
+    with cut(lab.destination):
+        run.go(role, state)
+        assert run.finish("undone") == "source"
+        aftermath.one_copy("source", "destination")
+    check_undone(run, aftermath)
+
+
+# --- a guard stays dead ----------------------------------------------------------------------------------------------
+
+
+def test_the_destination_guard_stays_dead_before_the_commit(with_client: Redis) -> None:
+    run, aftermath = with_client(pause={"source": ["detached"]}, limits={"connect": 2, "link": 2, "undo": 2})
+    run.start()
+    run.await_paused("source", "detached")
+    run.kill_guard("destination", keeper=True)
+    run.go("source", "detached")
+    assert run.finish("undone") == "source"
+    aftermath.one_copy("source", "destination")
+    run.start_guard("destination")
+    check_undone(run, aftermath)
+
+
+def test_the_destination_guard_stays_dead_after_the_commit(with_client: Redis) -> None:
+    run, aftermath = with_client(pause={"source": ["committed"]}, limits={"connect": 2, "link": 2})
+    run.start()
+    run.await_paused("source", "committed")
+    run.kill_guard("destination", keeper=True)
+    run.go("source", "committed")
+    run.await_log("source", "No word", limit=30)
+    assert run.state("source") == "committed", "only the destination may say how this ends"
+    run.start_guard("destination")
+    assert run.finish() == "destination"
+    aftermath.check("destination", client=True, resolved=False)

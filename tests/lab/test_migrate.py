@@ -61,9 +61,7 @@ def test_memory(prepare: Prepare, transfer: str) -> None:
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_redis_keeps_its_outside_client(prepare: Prepare, lab: Lab, transfer: str) -> None:
-    migration, aftermath = prepare(
-        "redis", transfer=transfer, service_address=lab.service_address(1), **SMALL["redis"]
-    )
+    migration, aftermath = prepare("redis", transfer=transfer, service_address=lab.service_address(1), **SMALL["redis"])
     migration.run()
     metrics = check_metrics(migration, verified=True)
     assert 0 < metrics["downtime"]["service"] < 30
@@ -89,7 +87,9 @@ def test_redis_without_outside_connections(prepare: Prepare) -> None:
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_any_command_line(prepare: Prepare, lab: Lab, transfer: str) -> None:
     lab.source.path("/srv/counter.py").write_text(COUNTER, encoding="utf-8")
-    migration, aftermath = prepare("command", transfer=transfer, command="python3 /srv/counter.py {working_dir}/numbers")
+    migration, aftermath = prepare(
+        "command", transfer=transfer, command="python3 /srv/counter.py {working_dir}/numbers"
+    )
     migration.run()
     check_metrics(migration, verified=None)
     aftermath.check("destination")

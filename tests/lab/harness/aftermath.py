@@ -136,9 +136,7 @@ class Aftermath:
             except AssertionError:
                 raise AssertionError(f"left on the {role}: {difference()}\n{self.migration.story()}") from None
 
-    def strange(
-        self, look: dict[str, Any], before: dict[str, Any], addresses: list[str], resolved: bool
-    ) -> list[str]:
+    def strange(self, look: dict[str, Any], before: dict[str, Any], addresses: list[str], resolved: bool) -> list[str]:
         """What differs from how the node looked before, without the workload itself and the record."""
         found = [f"addresses {look['addresses']}, not {sorted(addresses)}"] * (sorted(addresses) != look["addresses"])
         mine = {item["pid"] for item in self.copies(look)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+import signal
 import subprocess
 import time
 from functools import cache
@@ -16,7 +17,6 @@ from typing import Any
 
 from ansible_collections.criu.migrate.plugins.action import migration_certificates
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import payload
-
 from tests.conftest import ROOT
 from tests.lab.harness.nodes import RUNS, Lab, Node, wait_for
 from tests.lab.harness.run import FINAL, Run
@@ -130,12 +130,18 @@ class Guarded(Run):
         self.start_guard("source")
         return self
 
-    def restart_guard(self, role: str, state: str = "") -> None:
-        """Kill a guard and start it again; it shall not pause in `state` a second time."""
-        self.kill_guard(role)
-        if state:
-            self.go(role, state)
-        self.start_guard(role)
+    def replace_guard(self, role: str, state: str, keeper: bool) -> None:
+        """Kill a guard, by itself or with the keeper that would start it again; then it is started by hand.
+
+        It shall not pause in `state` a second time.
+        """
+        before = self.record(role)
+        self.node(role).kill(int(before["guard"]["pid"]), signal.SIGSTOP)  # not one step further
+        self.go(role, state)
+        self.kill_guard(role, keeper)
+        if keeper:
+            self.start_guard(role)
+        self.await_new_guard(role, before)
 
     def finish(self, *states: str, limit: float = 90.0) -> str:
         """Wait until the source's record is final, in one of `states`; returns the role where the process is."""
@@ -149,8 +155,6 @@ class Guarded(Run):
             for role, name in (("source", "criu-dump.log"), ("destination", "criu-restore.log"))
         ]
         return "\n...\n".join(logs)
-
-
 
 
 def program_of(text: str) -> list[str]:

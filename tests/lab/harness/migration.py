@@ -61,7 +61,7 @@ class Migration(Run):
             got = self.play.wait(limit)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"The play does not end:\n{self.story()}") from None
-        assert (got == rc if rc is not None else got != 0), f"ansible-playbook ended with {got}:\n{self.story()}"
+        assert got == rc if rc is not None else got != 0, f"ansible-playbook ended with {got}:\n{self.story()}"
         return self
 
     def run(self, rc: int | None = 0) -> Migration:

@@ -1,4 +1,4 @@
-"""The lab that the tests use, and its hosts seen from outside: by their namespaces, so that a cut link hides nothing."""
+"""The lab that the tests use, its hosts seen from outside: by their namespaces, so that a cut link hides nothing."""
 
 from __future__ import annotations
 
@@ -74,17 +74,23 @@ class Node:
     def ssh(self, words: str) -> None:
         """Run a shell command as root over ssh: unlike `run` it ends up in the node's own cgroups."""
         # No pipes: what stays in the background would hold them.
-        done = subprocess.run(self.ssh_command(f"({words}) </dev/null >/dev/null 2>&1"), stdin=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(
+            self.ssh_command(f"({words}) </dev/null >/dev/null 2>&1"), stdin=subprocess.DEVNULL, timeout=60
+        )
         assert done.returncode == 0, f"{self.name}: {words} ended with {done.returncode}"
 
-    def start(self, program: str, *words: str) -> subprocess.Popen[str]:
-        """Start a Python program inside the node that says something on stdout when it is ready; wait for that."""
-        child = subprocess.Popen(
-            self.command("python3", "-I", "-u", "-c", program, *words), stdout=subprocess.PIPE, text=True
-        )
+    def start(self, program: str, *words: str) -> tuple[subprocess.Popen[str], int]:
+        """Start a Python program inside the node and wait for its first line; returns it and its PID in there.
+
+        The PID, as killing the Popen ends only nsenter, which waits in front of the PID namespace.
+        """
+        begin = "import os; print(os.getpid())\n"
+        command = self.command("python3", "-I", "-u", "-c", begin + program, *words)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
+        pid = int(child.stdout.readline())
         assert child.stdout.readline(), f"{self.name}: the helper program ended at once"
-        return child
+        return child, pid
 
     def look(self) -> dict[str, Any]:
         """Everything that a migration could leave there."""

@@ -88,19 +88,34 @@ class Run:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
 
-    def kill_guard(self, role: str) -> int:
-        """SIGKILL the guard; returns its PID."""
-        pid = int(self.record(role)["guard"]["pid"])
-        self.node(role).kill(pid)
-        return pid
+    def kill_guard(self, role: str, keeper: bool = False) -> None:
+        """SIGKILL the guard; its keeper starts it again unless it is killed as well."""
+        node, guard = self.node(role), self.record(role)["guard"]
+        if keeper:
+            stat = node.path(f"/proc/{guard['pid']}/stat").read_text()
+            node.kill(int(stat[stat.rindex(")") + 2 :].split()[1]))
+        node.kill(int(guard["pid"]))
+
+    def await_new_guard(self, role: str, old: dict[str, Any]) -> None:
+        """Until the keeper has started another guard than that of the record `old`."""
+        wait_for(f"a new guard on the {role}", lambda: self.record(role)["guard"] != old["guard"], 20)
+
+    def job_pid(self, role: str, name: str) -> int:
+        """The PID of criu itself, the child of the small shell that keeps its exit code."""
+        shell = int(self.record(role)["jobs"][name]["pid"])
+        children = self.node(role).path(f"/proc/{shell}/task/{shell}/children")
+        return wait_for(f"criu below the shell {shell}", lambda: int((children.read_text().split() or "0")[0]), 10)
 
     def kill_job(self, role: str, name: str, number: int = signal.SIGKILL) -> None:
-        """A signal for criu itself, the child of the small shell that keeps its exit code."""
-        node = self.node(role)
-        shell = int(self.record(role)["jobs"][name]["pid"])
-        children = node.path(f"/proc/{shell}/task/{shell}/children").read_text().split()
-        for pid in children:
-            node.kill(int(pid), number)
+        self.node(role).kill(self.job_pid(role, name), number)
+
+    def hold_page_server(self) -> None:
+        """Stop the page server once it waits for pages, so that a dump has to wait for it."""
+        pid = self.job_pid("destination", "page-server")
+        stack = self.node("destination").path(f"/proc/{pid}/stack")
+        # before that it starts and ends children of its own
+        wait_for("the page server to wait for pages", lambda: "recvmsg" in stack.read_text(), 20)
+        self.kill_job("destination", "page-server", signal.SIGSTOP)
 
     def story(self) -> str:
         """What both guards and the play say, for a failed test."""
@@ -108,7 +123,9 @@ class Run:
         run_id = self.known()
         for role in ("source", "destination"):
             record = self.node(role).record(run_id) if run_id else None
-            parts.append(f"--- {role}: {json.dumps({k: (record or {}).get(k) for k in ('state', 'error', 'guard_error')})}")
+            parts.append(
+                f"--- {role}: {json.dumps({k: (record or {}).get(k) for k in ('state', 'error', 'guard_error')})}"
+            )
             parts.append(self.node(role).log(run_id) if run_id else "")
         parts.append("--- output\n" + self.output()[-6000:])
         return "\n".join(parts)
