@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 # Names of make itself; all others on the command line go to Ansible.
-OWN := inventory rounds ANSIBLE_ARGS PYTEST_ARGS PYTHON
+OWN := inventory rounds BENCHMARK_ARGS ANSIBLE_ARGS PYTEST_ARGS PYTHON
 rounds ?= 20
 ANSIBLE_ARGS ?=
 PYTEST_ARGS ?=
@@ -20,7 +20,7 @@ extra = {$(foreach name,$(given),$(call json,$(name))$(if $(filter-out $(lastwor
 quoted = '$(subst ','\'',$(1))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup migrate lab clean-lab test lint unit labtest soak collection clean
+.PHONY: help setup migrate lab clean-lab test lint unit labtest soak benchmark collection clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -55,6 +55,9 @@ labtest: $(READY) ## tests with real CRIU on the lab's nodes
 
 soak: $(READY) ## [rounds=20]: every lab test so many times, and the long ones: hours
 	$(BIN)/pytest tests/unit tests/lab --soak --rounds $(rounds) $(PYTEST_ARGS)
+
+benchmark: $(READY) ## [BENCHMARK_ARGS=..]: how long clients wait, beside the same moved by hand (docs/benchmarks.md); needs the lab
+	PYTHONPATH=collections:. $(BIN)/python -m benchmarks.full $(BENCHMARK_ARGS)
 
 collection: $(READY) ## build the collection criu.migrate into build/
 	$(BIN)/ansible-galaxy collection build --force --output-path build

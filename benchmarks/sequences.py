@@ -98,7 +98,10 @@ def full(encryption: str, playbook: str) -> Sequence:
 
 
 def by_hand(encryption: str) -> Sequence:
-    """The shortest sequence with stock CRIU: everything that can be prepared is, and one command does the rest."""
+    """The shortest sequence with stock CRIU: everything that can be prepared is, and one command does the rest.
+
+    `encryption` of the pages: tls (CRIU's own), ssh (a tunnel through the connection that is open anyway), none.
+    """
 
     def move(redis: Redis, run: str) -> Move:
         source, destination = redis.hosts.source, redis.hosts.destination
@@ -110,19 +113,26 @@ def by_hand(encryption: str) -> Sequence:
             )
         far = _far(redis, warm=True)
         source.run(f"rm -rf {TMPFS}; mkdir -p -m 700 {TMPFS}/images; {far} true")
+        server = destination.address
+        if encryption == "ssh":
+            server = "127.0.0.1"
+            source.run(
+                f"{far} -O cancel -L {PORT}:{server}:{PORT} 2> /dev/null; {far} -O forward -L {PORT}:{server}:{PORT}"
+            )
         # the open files of the process have to be there; what changes until the freeze follows in the same tar
         source.run(f"tar -c -C / .{redis.folder} | {far} sudo tar -x -C /")
         destination.run(
             f"rm -rf {TMPFS}; mkdir -p -m 700 {TMPFS}/images; cd {TMPFS}; mkfifo ready; "
             f"setsid -f criu page-server -D {TMPFS}/images -W {TMPFS} -o page-server.log "
-            f"--address {destination.address} --port {PORT} {tls} "
+            f"--address {server} --port {PORT} {tls} "
             "--status-fd 3 3> ready < /dev/null > page-server.out 2>&1 & head -c 1 ready > /dev/null"
         )
         _put_arrive(redis, TMPFS, unpack="tar -x -C /; ")
         # The far side's shell is there before the freeze, and waits for its input.
-        leave = f"""set -e; cd {TMPFS}; mkfifo go; {far} sudo sh {TMPFS}.sh < go & exec 3> go
+        leave = f"""set -e; cd {TMPFS}; mkfifo go; {far} sudo sh {TMPFS}.sh < go & exec 3> go; : > 1.begun
             criu dump -D {TMPFS}/images -o dump.log -t {redis.pid} {OPTIONS} --link-remap \\
-                --page-server --address {destination.address} --port {PORT} {tls} 3>&-
+                --page-server --address {server} --port {PORT} {tls} 3>&-
+            : > 2.dumped
             ip addr del {redis.hosts.service_address}/{redis.prefix} dev {redis.interface}
             tar -c -C / .{TMPFS}/images .{redis.folder}/output.log .{redis.folder}/heartbeat.bin >&3
             exec 3>&-; wait $!"""
@@ -137,9 +147,9 @@ def by_hand(encryption: str) -> Sequence:
 def _put_arrive(redis: Redis, folder: str, unpack: str = "") -> None:
     """What the destination does once everything is there, as a script."""
     link, address = redis.interface, redis.hosts.service_address
-    script = f"""set -e; {unpack}ip addr add {address}/{redis.prefix} dev {link} noprefixroute
+    script = f"""set -e; {unpack}: > {folder}/3.sent; ip addr add {address}/{redis.prefix} dev {link} noprefixroute
         python3 -IS {folder}.py {link} {address} &
-        criu restore -D {folder}/images -o restore.log -d {OPTIONS}"""
+        criu restore -D {folder}/images -o restore.log -d {OPTIONS}; : > {folder}/4.restored"""
     redis.hosts.destination.put(f"{folder}.sh", script.encode())
     redis.hosts.destination.put(f"{folder}.py", ANNOUNCE.encode())
 
@@ -167,10 +177,13 @@ def plain(redis: Redis, _run: str) -> Move:
 
 
 def _details(redis: Redis, images: str) -> dict[str, Any]:
-    """Bytes of the images at the destination, and CRIU's own figures; the images go."""
-    destination = redis.hosts.destination
-    size = int(destination.run(f"du -sb {images}").split()[0])
+    """Bytes of the images at the destination, and seconds between the scripts' stamps; the images go."""
     folder = images.rsplit("/", 1)[0]
-    for host in (redis.hosts.source, destination):
+    size = int(redis.hosts.destination.run(f"du -sb {images}").split()[0])
+    stamps: list[tuple[str, float]] = []
+    for host in (redis.hosts.source, redis.hosts.destination):
+        text = host.run(f"cd {folder}; for f in [0-9].*; do [ ! -e $f ] || stat -c '%n %.9Y' $f; done")
+        stamps += [(name[2:], float(when)) for name, when in (line.split() for line in text.splitlines())]
         host.run(f"rm -rf {folder} {folder}.sh {folder}.py")
-    return {"image_bytes": size}
+    steps = {name: round(when - before, 4) for (_name, before), (name, when) in zip(stamps, stamps[1:])}
+    return {"image_bytes": size, **steps}
