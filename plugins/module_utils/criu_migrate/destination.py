@@ -6,37 +6,27 @@ import os
 import secrets
 import select
 import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-from . import net, proc, relay, sockets, wire
+from . import net, proc, sockets, wire
 from .cli import Job, PageServer, failed
-from .errors import LinkLost, MigrationError, Refused
-from .guard import Guard
-from .intake import FRAMES, Intake, in_words
+from .errors import MigrationError, Refused
+from .listening import Answer, ListeningGuard
 from .record import Record
-from .secure import Secure
 
-Answer = dict[str, Any]
 HOLDS_COPY = ("restored", "running")
 
 
-class DestinationGuard(Guard):
+class DestinationGuard(ListeningGuard):
     """Serves one source. Every request may come twice: an answer can be lost on its way."""
 
     def __init__(self, rec: Record, config: dict[str, Any]) -> None:
         super().__init__(rec, config)
-        self.busy = threading.RLock()
         self.page_server_started = threading.Condition(self.busy)
         self.token = ""
-        self.current: wire.Link | None = None
-        self.heard = time.monotonic()
-        self.finished = threading.Event()
-        self.wake_read, self.wake_write = os.pipe()
-        self.handlers: dict[str, Callable[[Answer], Answer]] = {
+        self.handlers = {
             "hello": self.on_hello,
             "state": lambda _request: {"state": self.rec.state},
             "ping": lambda _request: {"now": time.time()},
@@ -51,26 +41,6 @@ class DestinationGuard(Guard):
         }
 
     # --- being there -------------------------------------------------------------------------------------------
-
-    def listen(self) -> socket.socket:
-        """Bind within the range of the run, from a place that its name decides; the same port again after a restart."""
-        low, high = self.config["ports"]
-        if self.rec.data.get("port"):  # the source knows no other
-            low = high = int(self.rec.data["port"])
-        first = int(self.rec.data.get("port") or low + hash_of(self.run_id) % (high - low + 1))
-        for step in range(high - low + 1):
-            port = low + (first - low + step) % (high - low + 1)
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind((str(self.config.get("listen") or ""), port))
-                sock.listen(8)
-            except OSError:
-                sock.close()
-                continue
-            self.rec.note(port=port)
-            return sock
-        raise MigrationError(f"No port of {low}-{high} is free on the destination.", "Widen guard_port_range.")
 
     def run(self) -> None:
         if self.rec.state == "undoing":
@@ -109,94 +79,6 @@ class DestinationGuard(Guard):
                 self.undo("The source's guard has not called.")
         self.drop_images()
         return True
-
-    def finish(self) -> None:
-        self.finished.set()
-        os.write(self.wake_write, b"x")
-
-    def serve(self, sock: socket.socket, peer: Any, context: ssl.SSLContext) -> None:
-        """One connection: a raw channel for pages, or the TLS link with requests."""
-        handed_over = False
-        try:
-            sock.settimeout(self.limits["connect"])
-            token = wire.read_preamble(sock)
-            if token:
-                if self.encrypted:
-                    raise MigrationError("Pages have to come encrypted.", "Same version on both nodes?")
-                sock.settimeout(None)
-                self.start_page_server(sock, token)
-                return
-            wire.tune(sock, wire.SILENCE)
-            secure = Secure(sock, context, server=True)
-            secure.settimeout(None)
-            handed_over = self.converse(wire.Link(secure), secure)
-        except LinkLost as error:
-            self.say(str(error))
-        except (OSError, MigrationError) as error:
-            self.say(f"connection from {peer}: {error}")
-        finally:
-            if not handed_over:
-                sock.close()
-
-    def converse(self, link: wire.Link, sock: Secure) -> bool:
-        """Answer requests until the link breaks; True when the connection now belongs to a relay."""
-        intake = Intake(self.roots, self.images)
-        while True:
-            header, body = link.receive()
-            self.heard = time.monotonic()
-            name = str(header.get("op"))
-            if name in FRAMES:
-                self.take_in(link, intake, header, body)
-            elif name == "synced":
-                link.send(intake.end())
-                intake = Intake(self.roots, self.images)
-            elif name in ("rsync", "page_channel"):
-                self.hand_over_channel(name, header, sock)
-                return True
-            else:
-                self.current = link if name == "hello" else self.current
-                link.send(self.answer(name, header))
-                if name == "done" and self.rec.final:  # a stopped copy is never left alone
-                    self.finish()
-
-    def hand_over_channel(self, name: str, header: Answer, sock: Secure) -> None:
-        """This connection is not for requests: it carries pages, or rsync's files."""
-        if name == "rsync":
-            self.refuse_unless("receiving")
-            relay.serve_rsync(sock, header["argv"], self.images, self.log_path("rsync.log"))
-        else:
-            self.start_page_server(relay.attach(sock), str(header["token"]))
-
-    def take_in(self, link: wire.Link, intake: Intake, header: Answer, body: bytes) -> None:
-        """One frame, while the directories are being filled; what an older connection still holds comes too late."""
-        with self.busy:
-            if self.current is not link:
-                raise LinkLost("The source has called again: this connection is an old one.")
-            if self.rec.state in ("armed", "receiving"):
-                intake.take(header, body)
-
-    def answer(self, name: str, request: Answer) -> Answer:
-        if name == "ping" or (name == "hello" and request.get("run_id") == self.run_id):
-            return self.handlers[name](request)  # never behind a request that takes its time
-        if name == "undo":
-            self.cut_short()
-        with self.busy:
-            try:
-                return self.handlers[name](request)
-            except Refused as error:
-                return {"error": error.as_dict(), "refused": True}
-            except MigrationError as error:
-                self.say(error.text())
-                return {"error": error.as_dict()}
-            except (OSError, ValueError, KeyError) as error:
-                self.say(f"{name}: {error!r}")
-                return {"error": in_words(error).as_dict()}
-
-    def cut_short(self) -> None:
-        """An undo does not wait for what it takes back: without its criu the request that holds the lock ends."""
-        if self.rec.state in ("receiving", "restoring"):
-            for job in filter(None, map(self.job, ("page-server", "restore"))):
-                job.kill()
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -454,13 +336,3 @@ class DestinationGuard(Guard):
             self.drop_images()
             self.enter("done")
         return {"state": self.rec.state}
-
-    def refuse_unless(self, *states: str) -> None:
-        if self.rec.state not in states:
-            raise Refused(
-                f"The destination is {self.rec.state}, not {' or '.join(states)}.", "See playbooks/resolve.yml."
-            )
-
-
-def hash_of(text: str) -> int:
-    return int.from_bytes(text.encode()[-8:], "big")

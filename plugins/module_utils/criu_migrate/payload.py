@@ -9,18 +9,22 @@ import io
 import zipfile
 
 NAMES = (
-    "cli", "destination", "errors", "guard", "intake", "limits", "net", "proc", "record", "relay", "secure",
+    "calling", "cli", "destination", "errors", "files", "guard", "intake", "limits", "listening",
+    "net", "proc", "record", "relay", "secure",
     "sockets", "source", "stats", "sync", "wire",
 )  # fmt: skip
 _MAIN = "import sys\nfrom criu_migrate.guard import main\nsys.exit(main(sys.argv))\n"
 # Ansible packs only modules that it sees imported; payload needs the text of every one of them.
 from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by side)
+    calling,
     cli,
     destination,
     errors,
+    files,
     guard,
     intake,
     limits,
+    listening,
     net,
     proc,
     record,

@@ -13,24 +13,22 @@ from collections.abc import Callable
 from typing import Any
 
 from . import net, proc, relay, sockets, stats, sync, wire
+from .calling import Answer, CallingGuard
 from .cli import PageServer, Result, failed, tail
-from .errors import LinkLost, MigrationError, Refused
-from .guard import Guard
+from .errors import MigrationError, Refused
+from .files import image_bytes, image_frames, link_remaps, mapped_files
 from .record import Record
 from .secure import Secure
 
 BEFORE_COMMIT = ("armed", "freezing", "frozen", "dumped", "detached", "restored")
-Answer = dict[str, Any]
 
 
-class SourceGuard(Guard):
+class SourceGuard(CallingGuard):
     """One step a state; a guard that was killed goes on at the step that its record names."""
 
     def __init__(self, rec: Record, config: dict[str, Any]) -> None:
         super().__init__(rec, config)
         self.root = proc.Proc(int(config["pid"]), int(config["start"]))
-        self.link: wire.Link | None = None
-        self.lost_since: float | None = None
         self.page_channel: socket.socket | None = None
         self.manifests: list[sync.Manifest] = []
         self.steps: dict[str, Callable[[], None]] = {
@@ -94,68 +92,6 @@ class SourceGuard(Guard):
         else:
             lost = MigrationError("The source was rebooted, and the process died with it.", "Start the process again.")
             self.failed(lost)
-
-    # --- the link ----------------------------------------------------------------------------------------------
-
-    def connected(self) -> wire.Link:
-        if self.link is None:
-            link = wire.Link(relay.dial(self.config, self.folder, self.limits["connect"]))
-            try:
-                hello = {"op": "hello", "run_id": self.run_id, "state": self.rec.state}
-                self.exchange(link, hello, self.limits["connect"])
-            except MigrationError:
-                link.close()
-                raise
-            self.link = link
-        return self.link
-
-    def exchange(self, link: wire.Link, request: Answer, limit: float) -> Answer:
-        link.send(request)
-        answer, _body = link.receive(limit)
-        if "error" in answer:
-            problem = answer["error"]
-            kind = Refused if answer.get("refused") else MigrationError
-            raise kind(problem["message"], problem["remedy"], problem["details"])
-        return answer
-
-    def drop_link(self) -> None:
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-
-    def ask(
-        self,
-        request: Answer,
-        limit: float,
-        patience: float | None = None,
-        frames: Callable[[], Any] | None = None,
-    ) -> Answer:
-        """One request, redialled and asked again while the link is down, for `patience` seconds (default: the
-        limit "link"; after the commit without end). Every request may be asked twice."""
-        pause = 0.1
-        while True:
-            try:
-                link = self.connected()
-                for header, body in frames() if frames else ():
-                    link.send(header, body)
-                answer = self.exchange(link, request, limit)
-                self.lost_since = None
-                self.rec.data.pop("stalled", None)
-                return answer
-            except LinkLost as error:
-                self.drop_link()
-                now = time.monotonic()
-                self.lost_since = self.lost_since if self.lost_since is not None else now
-                endless = self.rec.state == "committed"
-                self.say(f"{request['op']}: {error}")
-                if endless and now - self.lost_since > self.limits["link"] and not self.rec.data.get("stalled"):
-                    self.rec.note(stalled={**error.as_dict(), "since": time.time()})
-                if not endless and now - self.lost_since > (self.limits["link"] if patience is None else patience):
-                    raise LinkLost(
-                        f"No word from the destination's guard for {now - self.lost_since:.0f} s.", str(error)
-                    ) from error
-                time.sleep(pause)  # a cut link gives no event when it heals
-                pause = min(pause * 2, 1.0)
 
     # --- before the freeze -------------------------------------------------------------------------------------
 
@@ -413,45 +349,3 @@ class SourceGuard(Guard):
             self.say(f"goodbye: {error}")
         self.drop_link()
         self.say("guard ends")
-
-
-def image_frames(folder: str, manifest: sync.Manifest) -> Any:
-    for header, body in sync.frames(0, folder, {}, manifest):
-        yield {**header, "images": True}, body
-
-
-def image_bytes(folder: str) -> int:
-    """Bytes of all images that lie on this node (the pages went elsewhere when a page server took them)."""
-    total = 0
-    for base, _folders, files in os.walk(folder):
-        total += sum(os.lstat(os.path.join(base, name)).st_size for name in files)
-    return total
-
-
-def link_remaps(roots: list[str], since: float) -> list[str]:
-    """Names that a dump gave to open files whose own name was gone (criu/files-reg.c: link_remap.ID); only a dump that
-    lets the process run removes them itself. `since`: CLOCK_REALTIME seconds, older ones are not ours."""
-    found: list[str] = []
-    for root in roots:
-        for folder, _folders, names in os.walk(root):
-            for name in names:
-                path = os.path.join(folder, name)
-                with contextlib.suppress(OSError):
-                    if name.startswith("link_remap.") and name[11:].isdigit() and os.lstat(path).st_ctime >= since:
-                        found.append(path)
-    return found
-
-
-def mapped_files(procs: list[proc.Proc]) -> set[str]:
-    """Files that the tree maps shared and writable."""
-    found: set[str] = set()
-    for item in procs:
-        try:
-            with open(f"/proc/{item.pid}/maps", encoding="utf-8", errors="replace") as handle:
-                for line in handle:
-                    words = line.split(maxsplit=5)
-                    if len(words) == 6 and words[1][1] == "w" and words[1][3] == "s" and words[5].startswith("/"):
-                        found.add(words[5].rstrip("\n"))
-        except OSError:
-            continue
-    return found

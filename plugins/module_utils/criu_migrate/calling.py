@@ -1,0 +1,83 @@
+"""The source's end of the link: requests to the destination's guard, asked again for as long as it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import relay, wire
+from .errors import LinkLost, MigrationError, Refused
+from .guard import Guard
+from .record import Record
+
+Answer = dict[str, Any]
+
+
+class CallingGuard(Guard):
+    """A guard that dials the other one. Every request may be asked twice."""
+
+    def __init__(self, rec: Record, config: dict[str, Any]) -> None:
+        super().__init__(rec, config)
+        self.link: wire.Link | None = None
+        self.lost_since: float | None = None
+
+    def connected(self) -> wire.Link:
+        if self.link is None:
+            link = wire.Link(relay.dial(self.config, self.folder, self.limits["connect"]))
+            try:
+                hello = {"op": "hello", "run_id": self.run_id, "state": self.rec.state}
+                self.exchange(link, hello, self.limits["connect"])
+            except MigrationError:
+                link.close()
+                raise
+            self.link = link
+        return self.link
+
+    def exchange(self, link: wire.Link, request: Answer, limit: float) -> Answer:
+        link.send(request)
+        answer, _body = link.receive(limit)
+        if "error" in answer:
+            problem = answer["error"]
+            kind = Refused if answer.get("refused") else MigrationError
+            raise kind(problem["message"], problem["remedy"], problem["details"])
+        return answer
+
+    def drop_link(self) -> None:
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+
+    def ask(
+        self,
+        request: Answer,
+        limit: float,
+        patience: float | None = None,
+        frames: Callable[[], Any] | None = None,
+    ) -> Answer:
+        """One request, redialled and asked again while the link is down, for `patience` seconds (default: the
+        limit "link"; after the commit without end). Every request may be asked twice."""
+        pause = 0.1
+        while True:
+            try:
+                link = self.connected()
+                for header, body in frames() if frames else ():
+                    link.send(header, body)
+                answer = self.exchange(link, request, limit)
+                self.lost_since = None
+                self.rec.data.pop("stalled", None)
+                return answer
+            except LinkLost as error:
+                self.drop_link()
+                now = time.monotonic()
+                self.lost_since = self.lost_since if self.lost_since is not None else now
+                endless = self.rec.state == "committed"
+                self.say(f"{request['op']}: {error}")
+                if endless and now - self.lost_since > self.limits["link"] and not self.rec.data.get("stalled"):
+                    self.rec.note(stalled={**error.as_dict(), "since": time.time()})
+                if not endless and now - self.lost_since > (self.limits["link"] if patience is None else patience):
+                    raise LinkLost(
+                        f"No word from the destination's guard for {now - self.lost_since:.0f} s.", str(error)
+                    ) from error
+                time.sleep(pause)  # a cut link gives no event when it heals
+                pause = min(pause * 2, 1.0)
