@@ -10,8 +10,8 @@ class ModuleDocFragment:
 options:
   images_dir:
     description:
-      - Directory of CRIU's images. It is made with mode 0700, for images hold the whole memory of a process; one that is
-        open to other users is refused unless it is empty, and then closed.
+      - Directory of CRIU's images. It is made with mode 0700, for images hold the whole memory of a process; one that
+        is open to other users is refused unless it is empty, and then closed.
     type: path
     required: true
   work_dir:
