@@ -106,7 +106,7 @@ def main() -> int:
     """Run, write the figures, say whether the targets were met; 1 where a run failed or a target was missed."""
     options = read_options()
     if not options.inventory.exists():
-        print(f"{options.inventory} is not there: make the lab first (make lab), or name an inventory with --inventory.")
+        print(f"{options.inventory} is not there: make the lab first (make lab), or name an --inventory.")
         return 2
     variants = [word.strip() for word in options.variants.split(",")]
     folder = options.output or Path("results") / time.strftime("benchmark_%Y%m%d_%H%M%S")
