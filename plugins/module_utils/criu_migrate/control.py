@@ -239,6 +239,8 @@ def remove(run_id: str) -> bool:
             f"The run {run_id} is {rec.state} on this node: it may hold the only copy of the process.",
             f"ansible-playbook playbooks/resolve.yml -e run_id={run_id}",
         )
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        return False  # was removed before
     data = rec.data.get("guard") or {}
     if data:
         running = proc.Proc(int(data["pid"]), int(data["start"]))
@@ -248,6 +250,7 @@ def remove(run_id: str) -> bool:
     if not config.get("keep_images"):
         shutil.rmtree(str(config["images_dir"]), ignore_errors=True)
     net.unmute(run_id)
+    _drop_working_dir(rec)
     kept = {"record.json"}
     changed = False
     for name in os.listdir(folder):
@@ -256,6 +259,14 @@ def remove(run_id: str) -> bool:
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
             changed = True
     return changed
+
+
+def _drop_working_dir(rec: record.Record) -> None:
+    """The copy of the working directory on the node that the process is not on, where it was made for this run."""
+    folder = str(rec.data.get("working_dir") or "")
+    left = rec.state == ("done" if rec.data["role"] == "source" else "undone")
+    if left and os.path.basename(folder) == rec.data["run_id"]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fence_source(run_id: str, python: str) -> bool:

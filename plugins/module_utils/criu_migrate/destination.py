@@ -325,6 +325,7 @@ class DestinationGuard(ListeningGuard):
         return parent in expected or (parent == 1 and pid == int(self.rec.data["expected"][0]["pid"]))
 
     def wait_for_sockets(self) -> None:
+        net.destroy_sockets(self.address)
         deadline = time.monotonic() + 2.0
         while sockets.sockets_of_address(self.address) and time.monotonic() < deadline:
             time.sleep(

@@ -15,6 +15,7 @@ DEFAULTS: dict[str, float] = {
     "commit": 60.0,  # one answer to "commit"; it is asked again without end
     "undo": 60.0,  # killing the stopped copy on the destination
 }
+TOOL = 30.0  # one call of ip, nft, ss or crit
 
 
 def merged(given: dict[str, Any]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import MigrationError
+from .limits import TOOL
 
 _PATH = "/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin"
 _ETH_BROADCAST = b"\xff" * 6
@@ -25,7 +26,10 @@ def _run(tool: str, *words: str, text: str = "") -> str:
     found = shutil.which(tool, path=_PATH)
     if found is None:
         raise MigrationError(f"{tool} is not installed on this node.", "Run playbooks/prepare.yml, which installs it.")
-    done = subprocess.run([found, *words], input=text, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([found, *words], input=text, capture_output=True, text=True, timeout=TOOL, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise MigrationError(f"{tool} did not end within {TOOL:g} s.", "Look at the node's kernel log.") from error
     if done.returncode:
         raise MigrationError(
             f"`{tool} {' '.join(words)}` ended with {done.returncode}: {done.stderr.strip()}",
@@ -117,6 +121,15 @@ def remove_address(address: str, known: dict[str, Any] | None = None) -> bool:
             f"{address} is still on {found['interface']} after it was removed.", "Is it configured twice?"
         )
     return True
+
+
+def destroy_sockets(address: str) -> None:
+    """Make the kernel forget the TCP sockets of a muted address: those of a killed process would go on sending FINs.
+
+    By SOCK_DESTROY (ss -K); the resets that it sends are dropped with all else. Kernels without it time out instead.
+    """
+    with contextlib.suppress(MigrationError):
+        _run("ss", "--kill", "--all", "--tcp", "--numeric", "src", address)
 
 
 def announce(address: str, interface: str, times: int = 2) -> None:

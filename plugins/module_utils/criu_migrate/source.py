@@ -259,7 +259,7 @@ class SourceGuard(CallingGuard):
             )
         self.remove_lock_tables()
         self.remove_link_remaps()
-        self.rec.note(stats=stats.read(self.images), bytes=image_bytes(self.images))
+        self.rec.note(bytes=image_bytes(self.images))
         self.drop_images()
         self.enter("done", sync=True)
 

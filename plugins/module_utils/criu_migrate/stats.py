@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from typing import Any
 
+from .limits import TOOL
 from .net import tables
 
 
@@ -21,11 +22,11 @@ def decode(path: str) -> list[dict[str, Any]]:
 
         with open(path, "rb") as handle:
             loaded = pycriu.images.load(handle, True)
-    except ImportError:
+    except (ImportError, TypeError):  # not there, or older than the installed protobuf
         crit = shutil.which("crit", path="/usr/local/bin:/usr/bin:/bin")
         if crit is None:
             return []
-        done = subprocess.run([crit, "decode", "-i", path], capture_output=True, text=True, check=False)
+        done = subprocess.run([crit, "decode", "-i", path], capture_output=True, text=True, timeout=TOOL, check=False)
         if done.returncode:
             return []
         loaded = json.loads(done.stdout)
