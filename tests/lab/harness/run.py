@@ -82,9 +82,14 @@ class Run:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
 
-    def await_log(self, role: str, text: str, limit: float = 60.0, name: str = "guard.log") -> None:
+    def await_log(self, role: str, text: str, limit: float = 60.0, name: str = "guard.log", times: int = 1) -> None:
+        """Until a text has been logged so many times."""
+
+        def there() -> bool:
+            return self.node(role).log(self.run_id, name).count(text) >= times
+
         try:
-            wait_for(f"{text!r} in the {role}'s {name}", lambda: text in self.node(role).log(self.run_id, name), limit)
+            wait_for(f"{text!r} in the {role}'s {name}", there, limit)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
 
