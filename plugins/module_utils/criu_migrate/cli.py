@@ -277,7 +277,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ("Can't get rlimit", "CRIU lacks CAP_SYS_RESOURCE here: run the workload as root (workload_user=root)."),
     ("No space left on device", "The image directory is full: free space there, or image_storage=disk."),
     (
-        "is already traced|seize task|can't be ptraced|ptrace",
+        "is already traced|seize task|Unseizable|can't be ptraced|ptrace",
         "End the tracer (strace, gdb) on the process, then migrate again.",
     ),
     ("Can't bind inet socket.*Address already in use", "Another process on the destination has that port: stop it."),
@@ -296,11 +296,12 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
 )
 
 
+UNKNOWN = "Read CRIU's log (log_tail has its end); playbooks/preflight.yml looks for the usual causes."
+
+
 def remedy(text: str) -> str:
-    for pattern, advice in _REMEDIES:
-        if re.search(pattern, text):
-            return advice
-    return "Read CRIU's log (log_tail has its end); playbooks/preflight.yml looks for the usual causes."
+    """Advice for what a program said of its failure; UNKNOWN where it is none of the usual causes."""
+    return next((advice for pattern, advice in _REMEDIES if re.search(pattern, text)), UNKNOWN)
 
 
 def _status(fd: int | None) -> list[str]:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from . import net, proc, sockets, wire
-from .cli import Job, PageServer, failed
+from .cli import Job, PageServer, failed, remedy, tail
 from .errors import MigrationError, Refused
 from .listening import Answer, ListeningGuard
 from .record import Record
@@ -34,6 +34,7 @@ class DestinationGuard(ListeningGuard):
             "pages_ready": self.on_pages_ready,
             "pages_done": self.on_pages_done,
             "images": self.on_images,
+            "rsync_trouble": self.on_rsync_trouble,
             "restore": self.on_restore,
             "commit": self.on_commit,
             "undo": self.on_undo,
@@ -141,6 +142,11 @@ class DestinationGuard(ListeningGuard):
         self.silence_address()
         self.enter("receiving")
         return {}
+
+    def on_rsync_trouble(self, _request: Answer) -> Answer:
+        """What rsync said at this end; the source's end knows only that the connection is gone."""
+        said = tail(self.log_path("rsync.log"), 5)
+        raise MigrationError(f"rsync on the destination: {said.splitlines()[0] if said else 'no word'}", remedy(said))
 
     def on_restore(self, request: Answer) -> Answer:
         if self.rec.state in HOLDS_COPY:

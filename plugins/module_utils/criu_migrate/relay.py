@@ -11,6 +11,7 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from . import record, wire
 from .errors import LinkLost, MigrationError
 from .secure import PIECE, Secure
 
+RSYNC_TARGET = "images/"  # stands for the image directory, which may be another one on either node
 _BUFFER = 4 << 20  # bytes on their way between criu and this relay
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # asm-generic/socket.h, absent from Python: past net.core.wmem_max and rmem_max
 
@@ -107,13 +109,10 @@ def dial(
 
 
 def serve_rsync(link: Secure, argv: list[str], images: str, log: str) -> None:
-    """The destination's end: the rsync server for the image directory of this run and nothing else."""
-    if (
-        argv[:2] != ["rsync", "--server"]
-        or os.path.normpath(argv[-1]) != os.path.normpath(images)
-        or "--sender" in argv
-    ):
+    """The destination's end: the rsync server for the image directory of this run, which only this side names."""
+    if argv[:2] != ["rsync", "--server"] or argv[-1] != RSYNC_TARGET or "--sender" in argv:
         raise MigrationError(f"Refused to run {argv!r} for the source.", "Update both nodes.")
+    argv = [*argv[:-1], images + "/"]
     if shutil.which("rsync") is None:
         raise MigrationError("rsync is not installed on the destination.", "Run playbooks/prepare.yml.")
     local = attach(link)
@@ -130,5 +129,9 @@ def rsh(run_id: str, words: list[str]) -> int:
     if not isinstance(link, Secure):
         return 1
     wire.Link(link).send({"op": "rsync", "argv": words[words.index("rsync") :]})
-    pump(link, 0, 1)
+    try:
+        pump(link, 0, 1)
+    except OSError as error:
+        print(f"criu-migrate: the link to the destination broke: {error}", file=sys.stderr)
+        return 12  # rsync's own code for it
     return 0

@@ -14,8 +14,8 @@ from typing import Any
 
 from . import net, proc, relay, sockets, stats, sync, wire
 from .calling import Answer, CallingGuard
-from .cli import PageServer, Result, failed, tail
-from .errors import MigrationError, Refused
+from .cli import UNKNOWN, PageServer, Result, failed, remedy, tail
+from .errors import LinkLost, MigrationError, Refused
 from .files import image_bytes, image_frames, link_remaps, mapped_files
 from .record import Record
 from .secure import Secure
@@ -186,8 +186,21 @@ class SourceGuard(CallingGuard):
             job.kill()
             raise MigrationError(f"criu dump did not end within {self.limits['dump']:g} s.", "Raise limits.dump.")
         if result.rc:
-            raise failed("dump", result)
+            error = failed("dump", result)
+            raise self.cause_of(error, "pages_done") if self.transfer == "page_server" else error
         self.enter("dumped", dump=result.as_dict())
+
+    def cause_of(self, error: MigrationError, request: str) -> MigrationError:
+        """A dump or rsync also fails when its other end does, which knows why: here it was a broken pipe."""
+        if error.remedy != UNKNOWN:
+            return error
+        try:
+            self.ask({"op": request}, 3.0, 0.0)  # the process stands still meanwhile
+        except LinkLost:
+            return error
+        except MigrationError as far:
+            return far if far.remedy != UNKNOWN else error
+        return error
 
     def detach_address(self) -> None:
         """The dump has locked the connections already; with the address gone the node does not answer for it at all."""
@@ -220,7 +233,7 @@ class SourceGuard(CallingGuard):
         """All image directories, as the seed framework's transfer does, through the guards' TLS."""
         words = ["rsync", "-a", "--whole-file", "--delete", "--stats"]
         words += ["-e", f"{sys.executable} -I {self.log_path('guard.pyz')} rsh {self.run_id}"]
-        words += [self.images + "/", f"destination:{self.images}/"]
+        words += [self.images + "/", f"destination:{relay.RSYNC_TARGET}"]
         began = time.monotonic()
         try:
             done = subprocess.run(
@@ -237,9 +250,8 @@ class SourceGuard(CallingGuard):
             log.write(done.stdout + done.stderr)
         result = Result(words, done.returncode, time.monotonic() - began, "rsync.log", tail(self.log_path("rsync.log")))
         if done.returncode:
-            raise MigrationError(
-                f"rsync ended with {done.returncode}: {done.stderr.strip()[-300:]}", "See rsync.log.", result.as_dict()
-            )
+            text = f"rsync ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+            raise self.cause_of(MigrationError(text, remedy(done.stderr), result.as_dict()), "rsync_trouble")
         return {"seconds": result.seconds}
 
     # --- the decision ------------------------------------------------------------------------------------------
