@@ -62,10 +62,11 @@ def _start(host: Host, folder: str, argv: list[str], limit: float) -> int:
     host.run(
         f"cd {folder} && : > checkpoint_flag && setsid -f sh -c '{program}' < /dev/null > {folder}/output.log 2>&1"
     )
+    # few programs while it waits: each takes a PID, and those of the tree have to be free at the destination
     text = host.run(
-        f"cd {folder}; n=0; until [ -e checkpoint_ready ]; do n=$((n+1)); sleep 0.05; "
-        f"kill -0 $(cat started.pid) && [ $n -lt {int(limit * 20)} ] || {{ tail -5 output.log; exit 1; }}; "
-        f"done; cat checkpoint_ready",
+        f"cd {folder}; n=0; until [ -e checkpoint_ready ]; do n=$((n+1)); sleep 0.2; "
+        f"read -r p < started.pid && kill -0 $p && [ $n -lt {int(limit * 5)} ] || {{ tail -5 output.log; exit 1; }}; "
+        "done; cat checkpoint_ready",
         limit=limit + 10,
     )
     return int(text.strip().split(":")[1])
@@ -109,7 +110,7 @@ def memory(host: Host, pid: int) -> int:
 
 def _wait_file(host: Host, path: str, limit: float) -> bytes:
     host.run(
-        f"n=0; until [ -e {path} ]; do n=$((n+1)); [ $n -gt {int(limit * 20)} ] && exit 1; sleep 0.05; done",
+        f"n=0; until [ -e {path} ]; do n=$((n+1)); [ $n -gt {int(limit * 5)} ] && exit 1; sleep 0.2; done",
         limit=limit + 10,
     )
     return host.get(path)
@@ -148,8 +149,8 @@ def finish(redis: Redis, window: tuple[float, float]) -> dict[str, Any]:
 # By directory, as a run that failed may have left its copy anywhere, running or stopped.
 CLEAN = """
 PATH=$PATH:/usr/sbin
-for p in /proc/[0-9]*; do
-    case $(readlink $p/fd/1) in {base}/bench-*) kill -9 ${{p#/proc/}};; esac
+find /proc -maxdepth 3 -path "/proc/[0-9]*/fd/1" -lname "{base}/bench-*" 2> /dev/null | while IFS=/ read -r _ _ p _; do
+    kill -9 $p
 done
 rm -rf {base}/bench-*
 ip -4 -o addr show to {address}/32 | while read -r _ link _ address _; do ip addr del $address dev $link; done

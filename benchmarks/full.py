@@ -33,7 +33,7 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--encryption", choices=["tls", "none"], default="tls", help="of full's and by hand's pages")
     parser.add_argument("--playbook", default="migrate.yml", help="the playbook of the variant full")
-    parser.add_argument("--num_keys", type=int, default=400000, help="400000 keys of 1024 bytes: about 528 MB resident")
+    parser.add_argument("--num_keys", type=int, default=365000, help="365000 keys of 1024 bytes: about 528 MB")
     parser.add_argument("--value_size", type=int, default=1024, help="bytes")
     parser.add_argument("--ops_per_sec", type=float, default=1000.0, help="of the driver in the moved tree")
     parser.add_argument("--client_ops_per_sec", type=float, default=200.0, help="of the client outside")

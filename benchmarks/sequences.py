@@ -53,6 +53,8 @@ def introduce(source: Host, destination: Host) -> None:
 
 def part(source: Host, destination: Host) -> None:
     """Undo `introduce`, and remove what the sequences keep between runs."""
+    # its own connection would outlive the socket, and hold the tunnel's port
+    source.run(f"[ ! -S {KEY}.{destination.address} ] || ssh -o ControlPath={KEY}.%h -O exit {destination.address}")
     source.run(f"rm -rf {KEY}* {TMPFS}* {DISK}* {TLS}")
     destination.run(
         f"sed -i '/criu-benchmark/d' $(eval echo ~$SUDO_USER)/.ssh/authorized_keys; rm -rf {TMPFS}* {DISK}* {TLS}"
