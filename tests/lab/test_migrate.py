@@ -14,7 +14,7 @@ from tests.lab.harness.migration import Migration
 from tests.lab.harness.nodes import Lab, Node, wait_for
 
 TRANSFERS = ("page_server", "rsync")
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "redis": {"num_keys": 20000, "redis_port": 7001},
     "memory": {"mb_size": 16, "interval": 1.0, "max_memory": 64},
 }

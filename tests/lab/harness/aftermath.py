@@ -6,6 +6,7 @@ import json
 import secrets
 import struct
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Aftermath:
         self.migration = migration
         self.address = address
         self.pid = pid  # of a process that was not started by the migration
+        self.others: list[Aftermath] = []  # of migrations at the same time, to the same role
         self.before = {role: migration.node(role).look() for role in BOTH}
 
     # --- one copy ----------------------------------------------------------------------------------------------
@@ -123,25 +125,44 @@ class Aftermath:
     # --- nothing left ------------------------------------------------------------------------------------------
 
     def nothing_left(self, where: str, resolved: bool) -> None:
+        moved = {item.address for item in [self, *self.others] if item.address}
         for role in BOTH:
             node = self.migration.node(role)
-            expected = self.before[role]["addresses"]
-            if self.address:
-                expected = [item for item in expected if not item.endswith(" " + self.address)]
-                expected += [f"eth0 {self.address}"] if role == where else []
+            expected = {item for item in self.before[role]["addresses"] if item.split()[1] not in moved}
+            expected |= {f"eth0 {address}" for address in moved} if role == where else set()
 
-            def difference(node: Node = node, role: str = role, expected: list[str] = expected) -> list[str]:
-                return self.strange(node.look(), self.before[role], expected, resolved)
+            def difference(
+                node: Node = node, before: dict[str, Any] = self.before[role], expected: set[str] = expected
+            ) -> list[str]:
+                return self.strange(node.look(), before, expected, resolved)
 
-            try:
-                wait_for("a clean node", lambda difference=difference: not difference(), 20)
-            except AssertionError:
-                raise AssertionError(f"left on the {role}: {difference()}\n{self.migration.story()}") from None
+            self.await_none(role, difference)
 
-    def strange(self, look: dict[str, Any], before: dict[str, Any], addresses: list[str], resolved: bool) -> list[str]:
+    def check_untouched(self) -> None:
+        """Nothing was started and nothing is there that was not there before."""
+        for role in BOTH:
+            node, before = self.migration.node(role), self.before[role]
+
+            def difference(node: Node = node, before: dict[str, Any] = before) -> list[str]:
+                look = node.look()
+                new = [f"{key} {item}" for key in ("runs", "work") for item in look[key] if item not in before[key]]
+                pids = {item["pid"] for item in before["processes"]}
+                new += [f"started {item}" for item in self.copies(look) if item["pid"] not in pids]
+                return new + self.strange(look, before, set(before["addresses"]), resolved=True)
+
+            self.await_none(role, difference)
+
+    def await_none(self, role: str, difference: Callable[[], list[str]]) -> None:
+        """What Ansible has run there may need a moment to end."""
+        try:
+            wait_for("a clean node", lambda: not difference(), 20)
+        except AssertionError:
+            raise AssertionError(f"left on the {role}: {difference()}\n{self.migration.story()}") from None
+
+    def strange(self, look: dict[str, Any], before: dict[str, Any], addresses: set[str], resolved: bool) -> list[str]:
         """What differs from how the node looked before, without the workload itself and the record."""
-        found = [f"addresses {look['addresses']}, not {sorted(addresses)}"] * (sorted(addresses) != look["addresses"])
-        mine = {item["pid"] for item in self.copies(look)}
+        found = [f"addresses {look['addresses']}, not {addresses}"] * (set(look["addresses"]) != addresses)
+        mine = {item["pid"] for run in [self, *self.others] for item in run.copies(look)}
         count = Counter(" ".join(item["words"]) for item in look["processes"] if item["pid"] not in mine)
         count.subtract(Counter(" ".join(item["words"]) for item in before["processes"]))
         found += [f"process {words}" for words, more in count.items() if more > 0]

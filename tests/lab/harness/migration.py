@@ -28,6 +28,7 @@ class Migration(Run):
         self.params: dict[str, Any] = {"workload": workload, "working_dir": self.working_dir, **params}
         self.working_dir = str(self.params["working_dir"])
         self.results = self.tmp / "results"
+        self.inventories = [lab.inventory]
         self.arguments: list[str] = []
         self.environ: dict[str, str] = {}
         self.playbook = PLAYBOOK
@@ -39,7 +40,9 @@ class Migration(Run):
 
     def start(self) -> Migration:
         extra = {"results_dir": str(self.results), **self.params}
-        command = [program("ansible-playbook"), "-i", str(self.lab.inventory), self.playbook]
+        command = [program("ansible-playbook"), self.playbook]
+        for inventory in self.inventories:
+            command += ["-i", str(inventory)]
         command += ["-e", json.dumps(extra), *self.arguments]
         self._out = (self.tmp / "play.log").open("w", encoding="utf-8")
         self.play = subprocess.Popen(
