@@ -17,6 +17,7 @@ from typing import Any
 from . import guard, net, payload, proc, record, stats
 from .errors import MigrationError
 
+ARMING = "/run/criu-migrate-arming.lock"
 STALL = 120.0  # seconds after which a watcher stops waiting for a guard that cannot get on; the guard goes on trying
 MAX_LOG = 2 << 20  # bytes of one log that are collected, its end
 
@@ -52,7 +53,7 @@ def _first_record(config: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _arming() -> Iterator[None]:
     """One arming at a time on this node: two runs must not both find a process free."""
-    fd = os.open(os.path.join(record.RUNS, "arming.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(ARMING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
