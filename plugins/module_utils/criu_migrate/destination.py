@@ -108,9 +108,15 @@ class DestinationGuard(ListeningGuard):
             if not self.token or not secrets.compare_digest(token, self.token):
                 raise MigrationError("A page channel with a wrong token was refused.", "Run the migration again.")
             self.token = ""
-            cmd = self.criu.page_server_argv(self.images, self.folder, PageServer(fd=sock.fileno()))
+            ready, said = os.pipe()
+            cmd = self.criu.page_server_argv(self.images, self.folder, PageServer(fd=sock.fileno()), status_fd=said)
             with self.page_server_started:
-                self.start_job("page-server", cmd, self.log_path("criu-page-server.log"), (sock.fileno(),))
+                fds = (sock.fileno(), said)
+                self.start_job("page-server", cmd, self.log_path("criu-page-server.log"), fds)
+                os.close(said)
+                # Its start is not to lie in the freeze; where it fails, the end of the pipe says so as well.
+                select.select([ready], [], [], self.limits["connect"])
+                os.close(ready)
                 self.page_server_started.notify_all()
 
     def on_pages_ready(self, _request: Answer) -> Answer:

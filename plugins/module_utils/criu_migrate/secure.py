@@ -9,7 +9,7 @@ import socket
 import ssl
 from typing import Callable, TypeVar
 
-PIECE = 1 << 18
+PIECE = 1 << 19
 T = TypeVar("T")
 
 
