@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import jsonschema
@@ -101,8 +102,12 @@ def test_a_process_that_already_runs(prepare: Prepare, lab: Lab, transfer: str) 
     folder = "/srv/own"
     lab.source.run("mkdir", "-p", folder)
     lab.source.path(f"{folder}/counter.py").write_text(COUNTER, encoding="utf-8")
-    words = f"cd {folder}; setsid python3 counter.py {folder}/numbers </dev/null >{folder}/out 2>&1 & echo $!"
-    pid = int(lab.source.run("sh", "-c", words))
+    # by ssh, as what is started from outside is in cgroups that the node does not see
+    inner = f"echo $$ >{folder}/pid; exec python3 counter.py {folder}/numbers </dev/null >{folder}/out 2>&1"
+    lab.source.ssh(f"cd {folder}; setsid sh -c {shlex.quote(inner)} &")
+    begun = lab.source.path(f"{folder}/numbers")
+    wait_for("the counter to count", lambda: begun.exists() and begun.stat().st_size > 0, 20)
+    pid = int(lab.source.path(f"{folder}/pid").read_text())
     migration, aftermath = prepare("process", own_pid=pid, transfer=transfer, pid=pid, working_dir=folder)
     migration.run()
     check_metrics(migration, verified=None)

@@ -274,6 +274,7 @@ _NOISE = re.compile("RLIMIT_NOFILE|Could not process rule")
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
     ("Can't connect to server", "No page server listens there: start it first (criu_page_server), open its port."),
+    ("cg: ", "The process is in a cgroup that this node does not see: start it on the node itself."),
     ("Can't get rlimit", "CRIU lacks CAP_SYS_RESOURCE here: run the workload as root (workload_user=root)."),
     ("No space left on device", "The image directory is full: free space there, or image_storage=disk."),
     (
