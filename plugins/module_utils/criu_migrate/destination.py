@@ -26,6 +26,7 @@ class DestinationGuard(ListeningGuard):
         super().__init__(rec, config)
         self.page_server_started = threading.Condition(self.busy)
         self.token = ""
+        self.watcher: threading.Thread | None = None
         self.handlers = {
             "hello": self.on_hello,
             "state": lambda _request: {"state": self.rec.state},
@@ -67,12 +68,16 @@ class DestinationGuard(ListeningGuard):
             elif self.given_up():
                 break
         listener.close()
+        if self.watcher is not None:
+            self.watcher.join(6.0)  # what it notes is part of the metrics
         self.say("guard ends")
 
     def given_up(self) -> bool:
         """Nobody has called for too long: a guard that holds no stopped copy has nothing left to keep safe."""
         # While pages or rsync's files come there is no request, for as long as those may take.
         patience = max(self.limits["peer"], self.limits["dump"] + 60, self.limits["transfer"] + 60)
+        if self.rec.final:
+            patience = 2 * self.limits["connect"]  # only to repeat an answer that was lost
         if time.monotonic() - self.heard < patience or self.rec.state in ("restoring", "restored"):
             return False
         if self.rec.state not in ("running", "done", "undone"):
@@ -273,10 +278,10 @@ class DestinationGuard(ListeningGuard):
         proc.continue_procs(self.procs())
         self.rec.data["times"]["resumed"] = time.time()
         self.rec.note()
-        watcher = threading.Thread(target=self.after_resume, args=(beat,), daemon=True)
-        watcher.start()
+        self.watcher = threading.Thread(target=self.after_resume, args=(beat,), daemon=True)
+        self.watcher.start()
         if wait:
-            watcher.join()
+            self.watcher.join()
 
     def after_resume(self, beat: float | None) -> None:
         """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks."""

@@ -43,8 +43,9 @@ class Guard:
     def say(self, text: str) -> None:
         """One line in guard.log with the time (UTC)."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+        line = f"{stamp}.{int(time.time() * 1000) % 1000:03d}Z {self.rec.state}: {text}\n"
         with contextlib.suppress(OSError):  # a full disk must not stop the guard
-            print(f"{stamp}.{int(time.time() * 1000) % 1000:03d}Z {self.rec.state}: {text}", flush=True)
+            os.write(1, line.encode(errors="replace"))  # one write: threads must not share a buffer's lock at the end
 
     def enter(self, state: str, sync: bool = False, **more: Any) -> None:
         """Go to a state. Where a fault test asks for it, wait there until the test has done its harm."""
@@ -180,9 +181,6 @@ def read_config(run_id: str) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """`guard RUN_ID`: run the guard of this run on this node, from its record. Used by the module criu_guard."""
-    from .destination import DestinationGuard
-    from .source import SourceGuard
-
     if len(argv) >= 3 and argv[1] == "rsh":
         from .relay import rsh
 
@@ -192,6 +190,15 @@ def main(argv: list[str]) -> int:
     if not detach(log):
         return 0
     keep()
+    # Threads may still wait on connections: the interpreter's own shutdown could trip over them.
+    os._exit(work(run_id))
+
+
+def work(run_id: str) -> int:
+    """Be the guard of this run until it has ended; returns the exit code."""
+    from .destination import DestinationGuard
+    from .source import SourceGuard
+
     held = record.lock(run_id)
     for _ in range(50):  # whoever looks whether a guard lives holds the lock for a moment
         if held is None:
