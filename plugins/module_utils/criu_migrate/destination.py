@@ -48,7 +48,8 @@ class DestinationGuard(ListeningGuard):
         if self.rec.state == "undoing":
             self.undo()
         elif self.rec.state == "running" and not self.died_unseen():
-            self.let_run()  # this guard was killed in between, and the record says that this copy is the process
+            with self.busy:
+                self.let_run()  # this guard was killed in between, and the record says that this copy is the process
         elif self.rebooted() and self.rec.state in ("receiving", "restoring", "restored"):
             self.undo("The destination was rebooted, its stopped copy died with it.")
         listener = self.listen()

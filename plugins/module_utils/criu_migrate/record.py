@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 from typing import Any
 
@@ -74,6 +75,7 @@ class Record:
     def __init__(self, path: str, data: dict[str, Any]) -> None:
         self.path = path
         self.data = data
+        self._writing = threading.RLock()
 
     @classmethod
     def create(cls, run_id: str, role: str, **more: Any) -> Record:
@@ -106,16 +108,18 @@ class Record:
 
     def enter(self, state: str, sync: bool = False, **more: Any) -> None:
         """Go to a state. Synced where it has to survive the death of the node; otherwise the process dies with it."""
-        times = {state: time.time(), **self.data["times"]}
-        self.note(sync=sync, state=state, times=times, **more)
+        with self._writing:
+            times = {state: time.time(), **self.data["times"]}
+            self.note(sync=sync, state=state, times=times, **more)
 
     def note(self, sync: bool = False, **more: Any) -> None:
         """Add facts. What could not be written has not happened: the state in memory is never ahead of the disk's."""
-        data = {**self.data, **more}
-        # Replacing a synced file by an unsynced one can lose both in a power cut.
-        sync = sync or data["state"] in SYNCED
-        write_file(self.path, json.dumps(data, sort_keys=True).encode(), sync=sync)
-        self.data.update(more)
+        with self._writing:  # two threads of a guard must not write into one temporary file
+            data = {**self.data, **more}
+            # Replacing a synced file by an unsynced one can lose both in a power cut.
+            sync = sync or data["state"] in SYNCED
+            write_file(self.path, json.dumps(data, sort_keys=True).encode(), sync=sync)
+            self.data.update(more)
 
 
 def lock(run_id: str) -> int | None:
