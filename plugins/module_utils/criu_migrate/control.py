@@ -204,21 +204,6 @@ def collect(run_id: str) -> dict[str, Any]:
     }
 
 
-def leftovers(run_id: str) -> dict[str, Any]:
-    """What a finished run has left on this node: everything empty or False when it is clean."""
-    rec = load(run_id)
-    config = guard.read_config(run_id)
-    procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
-    return {
-        "stopped": [
-            item.pid for item in procs if item.alive() and not item.stopped_before and proc.fully_stopped(item.pid)
-        ],
-        "muted": net.is_muted(run_id),
-        "images": os.path.isdir(str(config["images_dir"])) and not config.get("keep_images"),
-        "guard": alive(run_id),
-    }
-
-
 def remove(run_id: str) -> bool:
     """Take away what the run left, once its record is final or when it has not begun."""
     folder = record.run_dir(run_id)

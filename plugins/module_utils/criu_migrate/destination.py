@@ -197,18 +197,19 @@ class DestinationGuard(ListeningGuard):
         if not self.address:
             return
         if net.is_local(self.address) and not self.rec.data.get("address_put"):
-            raise MigrationError(
-                f"{self.address} is already on the destination.", "Take it off there, then migrate again."
-            )
+            raise self.address_taken()
         net.mute(self.address, self.run_id)
         if not self.config.get("service_interface"):
             self.rec.data["address_place"] = net.interface_for(self.address)
 
+    def address_taken(self) -> MigrationError:
+        return MigrationError(
+            f"{self.address} is already on the destination.", "Take it off there, then migrate again."
+        )
+
     def place_for_address(self, request: Answer) -> dict[str, Any]:
         if net.is_local(self.address):
-            raise MigrationError(
-                f"{self.address} is already on the destination.", "Take it off there, then migrate again."
-            )
+            raise self.address_taken()
         name = self.config.get("service_interface")
         if name:
             return {"interface": name, "prefix": int((request.get("address_on") or {}).get("prefix", 32))}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import re
 import shutil
 import socket
@@ -200,11 +199,3 @@ def delete_tables(names: list[str]) -> list[str]:
 def unmute(run_id: str) -> None:
     """Lift the drop, if there is one."""
     _run("nft", "-f", "-", text=_without(_mute_table(run_id)))
-
-
-def is_muted(run_id: str) -> bool:
-    return any(name == _mute_table(run_id) for _family, name in tables())
-
-
-def netns(pid: str = "self") -> str:
-    return os.readlink(f"/proc/{pid}/ns/net")

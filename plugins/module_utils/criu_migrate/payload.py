@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import io
@@ -49,7 +48,3 @@ def build() -> bytes:
         for path, text in sorted(sources.items()):
             archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), text)
     return out.getvalue()
-
-
-def version(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
