@@ -17,9 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import bench_redis, hosts, report, sequences
+from . import bench_redis, hosts, lazy_sequences, report, sequences
 
-TARGETS = {"full / by hand": 1.15, "full / by tunnel": 1.15, "full / plain": 1 / 3}
+TARGETS = {
+    "full / by hand": 1.15, "full / by tunnel": 1.15, "full / plain": 1 / 3,
+    "lazy restore / full": 0.65, "postcopy / lazy by hand": 1.2, "postcopy / seed": 1 / 20,
+}  # fmt: skip
 
 
 def read_options() -> argparse.Namespace:
@@ -76,7 +79,11 @@ def say(run: dict[str, Any]) -> None:
 def run_all(options: argparse.Namespace, where: hosts.Hosts, variants: list[str]) -> list[dict[str, Any]]:
     """Every variant once a pair, the order rotated from pair to pair."""
     known: dict[str, sequences.Sequence] = {
-        "full": sequences.full(options.encryption, options.playbook),
+        "full": sequences.ours(options.encryption, options.playbook),
+        "lazy restore": sequences.ours(options.encryption, options.playbook, lazy_restore=True),
+        "postcopy": sequences.ours(options.encryption, options.playbook, "postcopy"),
+        "lazy by hand": lazy_sequences.by_hand(),
+        "seed": lazy_sequences.seed,
         "by hand": sequences.by_hand(options.encryption),
         "by tunnel": sequences.by_hand("ssh"),
         "plain": sequences.plain,

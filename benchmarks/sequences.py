@@ -61,7 +61,7 @@ def part(source: Host, destination: Host) -> None:
     )
 
 
-def _far(redis: Redis, warm: bool) -> str:
+def far(redis: Redis, warm: bool) -> str:
     """How root on the source calls the destination."""
     user = redis.hosts.destination.run("echo $SUDO_USER").strip()
     words = f"ssh -i {KEY} -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={KEY}.hosts"
@@ -70,7 +70,7 @@ def _far(redis: Redis, warm: bool) -> str:
     return f"{words} {user}@{redis.hosts.destination.address}"
 
 
-def full(encryption: str, playbook: str) -> Sequence:
+def ours(encryption: str, playbook: str, strategy: str = "full", lazy_restore: bool = False) -> Sequence:
     """Our own migration, as a user types it, of a process that runs already."""
 
     def move(redis: Redis, run: str) -> Move:
@@ -80,7 +80,8 @@ def full(encryption: str, playbook: str) -> Sequence:
             "pid": redis.pid,
             "working_dir": redis.folder,
             "service_address": redis.hosts.service_address,
-            "migration_strategy": "full",
+            "migration_strategy": strategy,
+            **({"lazy_restore": True} if lazy_restore else {}),
             "transfer": "page_server",
             "transfer_encryption": encryption,
             "results_dir": str(results),
@@ -94,7 +95,8 @@ def full(encryption: str, playbook: str) -> Sequence:
         if done.returncode:
             raise BenchmarkError(f"{playbook} ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
         (metrics,) = results.glob("*/metrics.json")
-        return Move(began, ended, json.loads(metrics.read_text(encoding="utf-8"))["downtime"])
+        found = json.loads(metrics.read_text(encoding="utf-8"))
+        return Move(began, ended, {**found["downtime"], "lazy": found["lazy"]})
 
     return move
 
@@ -113,16 +115,16 @@ def by_hand(encryption: str) -> Sequence:
             tls = (
                 f"--tls --tls-cacert {TLS}/ca.pem --tls-cert {TLS}/cert.pem --tls-key {TLS}/key.pem --tls-no-cn-verify"
             )
-        far = _far(redis, warm=True)
-        source.run(f"rm -rf {TMPFS}; mkdir -p -m 700 {TMPFS}/images; {far} true")
+        call = far(redis, warm=True)
+        source.run(f"rm -rf {TMPFS}; mkdir -p -m 700 {TMPFS}/images; {call} true")
         server = destination.address
         if encryption == "ssh":
             server = "127.0.0.1"
             source.run(
-                f"{far} -O cancel -L {PORT}:{server}:{PORT} 2> /dev/null; {far} -O forward -L {PORT}:{server}:{PORT}"
+                f"{call} -O cancel -L {PORT}:{server}:{PORT} 2> /dev/null; {call} -O forward -L {PORT}:{server}:{PORT}"
             )
         # the open files of the process have to be there; what changes until the freeze follows in the same tar
-        source.run(f"tar -c -C / .{redis.folder} | {far} sudo tar -x -C /")
+        source.run(f"tar -c -C / .{redis.folder} | {call} sudo tar -x -C /")
         destination.run(
             f"rm -rf {TMPFS}; mkdir -p -m 700 {TMPFS}/images; cd {TMPFS}; mkfifo ready; "
             f"setsid -f criu page-server -D {TMPFS}/images -W {TMPFS} -o page-server.log "
@@ -131,7 +133,7 @@ def by_hand(encryption: str) -> Sequence:
         )
         _put_arrive(redis, TMPFS, unpack="tar -x -C /; ")
         # The far side's shell is there before the freeze, and waits for its input.
-        leave = f"""set -e; cd {TMPFS}; mkfifo go; {far} sudo sh {TMPFS}.sh < go & exec 3> go; : > 1.begun
+        leave = f"""set -e; cd {TMPFS}; mkfifo go; {call} sudo sh {TMPFS}.sh < go & exec 3> go; : > 1.begun
             criu dump -D {TMPFS}/images -o dump.log -t {redis.pid} {OPTIONS} --link-remap \\
                 --page-server --address {server} --port {PORT} {tls} 3>&-
             : > 2.dumped
@@ -153,14 +155,17 @@ def _put_arrive(redis: Redis, folder: str, unpack: str = "") -> None:
         python3 -IS {folder}.py {link} {address} &
         criu restore -D {folder}/images -o restore.log -d {OPTIONS}; : > {folder}/4.restored"""
     redis.hosts.destination.put(f"{folder}.sh", script.encode())
+    put_announce(redis, folder)
+
+
+def put_announce(redis: Redis, folder: str) -> None:
     redis.hosts.destination.put(f"{folder}.py", ANNOUNCE.encode())
 
 
 def plain(redis: Redis, _run: str) -> Move:
     """Dump to disk, rsync over ssh, restore: three commands, three new connections, nothing prepared."""
     source, destination = redis.hosts.source, redis.hosts.destination
-    far = _far(redis, warm=False)
-    command, host = far.rsplit(" ", 1)
+    command, host = far(redis, warm=False).rsplit(" ", 1)
     for node in (source, destination):
         node.run(f"rm -rf {DISK}; mkdir -m 700 {DISK}")
     source.run(f"mkdir {DISK}/images")

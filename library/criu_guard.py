@@ -42,17 +42,34 @@ options:
   watch:
     description:
       - With O(state=started), then watch as O(state=watched) does, in the same task. The start of a second task would
-        processor time from the dump that is under way.
+        take processor time from the dump that is under way.
     type: bool
     default: false
-  from_state:
-    description: With O(state=watched), return as soon as the record has left this state.
-    type: str
-    default: ''
+  until_filling:
+    description:
+      - When watching, return as soon as the process runs on the other node and only its memory is still coming.
+      - How much has come is in C(record.lazy).
+    type: bool
+    default: false
   seconds:
     description: How long O(state=watched) waits at most, in seconds.
     type: float
     default: 600
+  working_dir:
+    description: Where the workload's output is, for O(state=collected) where this node has no record of the run.
+    type: path
+    default: ""
+  pid:
+    description: Root of the process, likewise; 0 where there is none.
+    type: int
+    default: 0
+  frozen_output:
+    description: Bytes that the workload's output had when it was frozen, for O(state=collected) on the destination.
+    type: int
+  output_seconds:
+    description: Seconds of output after the restore that O(state=collected) waits for on the destination.
+    type: float
+    default: 0
 attributes:
   check_mode:
     description: Nothing is written or started in check mode; reading states work as always.
@@ -83,6 +100,14 @@ record:
   description: The record of this node's guard.
   returned: always, where there is one
   type: dict
+rebooted:
+  description: This node was started anew since the run began, and whatever it held of the process died with it.
+  returned: always, where there is a record, but not with O(state=collected) and O(state=absent)
+  type: bool
+incomplete:
+  description: The copy on this node lacks memory that only the source has (post-copy).
+  returned: with C(rebooted)
+  type: bool
 port:
   description: The port that the destination's guard listens on.
   returned: O(state=armed) on the destination
@@ -93,6 +118,18 @@ restarts:
   type: int
 logs:
   description: Text of every log, by file name.
+  returned: O(state=collected)
+  type: dict
+output:
+  description: C(path), C(size), and the text C(before) the freeze and C(after) it.
+  returned: O(state=collected)
+  type: dict
+strace:
+  description: C(raw) and C(info) of what strace has caught, by C(pre_dump) and C(post_restore).
+  returned: O(state=collected)
+  type: dict
+seen:
+  description: C(memory) in bytes, C(open_files) and C(status) of the process as it is now on this node.
   returned: O(state=collected)
   type: dict
 stats:
@@ -106,7 +143,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import control, record
+from ..module_utils.criu_migrate import collecting, control, record
 from ..module_utils.criu_migrate.errors import MigrationError
 
 
@@ -120,6 +157,11 @@ def armed(params: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def watch(params: dict[str, Any]) -> int:
+    """How often a killed guard had to be started again."""
+    return control.watch(params["run_id"], sys.executable, params["seconds"], params["until_filling"])[1]
+
+
 def act(params: dict[str, Any]) -> dict[str, Any]:
     run_id, state = params["run_id"], params["state"]
     if state == "armed":
@@ -127,15 +169,13 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
     elif state == "started":
         result = {"changed": control.start(run_id, sys.executable)}
         if params["watch"]:
-            _rec, result["restarts"] = control.watch(run_id, sys.executable, params["seconds"])
-    elif state == "watched" and params["from_state"]:
-        control.wait_change(run_id, params["from_state"], params["seconds"])
-        result = {"changed": False}
+            result["restarts"] = watch(params)
     elif state == "watched":
-        _rec, restarts = control.watch(run_id, sys.executable, params["seconds"])
+        restarts = watch(params)
         result = {"changed": restarts > 0, "restarts": restarts}
     elif state == "collected":
-        return {"changed": False, **control.collect(run_id)}
+        asked = ("working_dir", "pid", "frozen_output", "output_seconds")
+        return {"changed": False, **collecting.collect(run_id, *(params[name] for name in asked))}
     elif state == "fenced" and control.load(run_id).data["role"] == "source":
         result = {"changed": control.fence_source(run_id, sys.executable)}
     elif state in ("undone", "fenced"):
@@ -145,7 +185,9 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
     else:
         result = {"changed": False}
     found = record.Record.load(run_id)
-    return {**result, "record": found.data if found else None}
+    if found is None:
+        return {**result, "record": None}
+    return {**result, "record": found.data, **control.health(found)}
 
 
 def main() -> None:
@@ -160,8 +202,12 @@ def main() -> None:
             "config": {"type": "dict", "default": {}},
             "tls": {"type": "dict", "default": {}, "no_log": True},
             "watch": {"type": "bool", "default": False},
-            "from_state": {"type": "str", "default": ""},
+            "until_filling": {"type": "bool", "default": False},
             "seconds": {"type": "float", "default": 600.0},
+            "working_dir": {"type": "path", "default": ""},
+            "pid": {"type": "int", "default": 0},
+            "frozen_output": {"type": "int"},
+            "output_seconds": {"type": "float", "default": 0.0},
         },
         supports_check_mode=True,
     )

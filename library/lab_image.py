@@ -14,23 +14,16 @@ options:
   state:
     description:
       - V(unpacked) fetches and unpacks a minimal Debian with debootstrap, V(configured) makes it a base.
-      - V(filling) copies the base and starts it as a host with sshd on a port of the loopback interface.
+      - V(filling) copies what the image starts from, and starts the copy as a host with sshd on a port of the loopback
+        interface.
       - V(sealed) stops that host and gives the image its name in the cache.
     type: str
     choices: [unpacked, configured, filling, sealed]
     required: true
-  path:
-    description: Where the image will lie, as M(lab_host) says.
-    type: path
+  image:
+    description: Where it will lie and what it is made of, C(image) of M(lab_host).
+    type: dict
     required: true
-  base:
-    description: Where its base lies, or will lie.
-    type: path
-    required: true
-  suite:
-    description: The Debian suite of the image.
-    type: str
-    default: trixie
   authorized_key:
     description: Public SSH key of the filling node's user, for O(state=filling).
     type: str
@@ -49,8 +42,7 @@ EXAMPLES = r"""
 - name: Unpack a minimal Debian
   lab_image:
     state: unpacked
-    path: "{{ host.image.path }}"
-    base: "{{ host.image.base }}"
+    image: "{{ host.image }}"
 """
 
 RETURN = r"""
@@ -69,13 +61,14 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.criu_migrate.errors import MigrationError
-from ..module_utils.criu_migrate.lab_image import Builder, Image
+from ..module_utils.criu_migrate.lab_cache import Image
+from ..module_utils.criu_migrate.lab_image import Builder
 
 
 def step(state: str, image: Image, authorized_key: str, check: bool) -> dict[str, Any]:
     builder = Builder(image)
     # another run may have finished its copy meanwhile: ours is then filled and thrown away
-    done = not builder.filled() if state == "sealed" else state != "filling" and image.base_exists()
+    done = not builder.filled() if state == "sealed" else state != "filling" and image.start_exists()
     if done or check:
         return {"changed": not done}
     if state == "unpacked":
@@ -83,7 +76,7 @@ def step(state: str, image: Image, authorized_key: str, check: bool) -> dict[str
     elif state == "configured":
         builder.configure()
     elif state == "filling":
-        builder.copy_base()
+        builder.copy_start()
         return {"changed": True, **builder.fill(authorized_key)}
     else:
         builder.seal()
@@ -94,16 +87,14 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["unpacked", "configured", "filling", "sealed"]},
-            "path": {"type": "path", "required": True},
-            "base": {"type": "path", "required": True},
-            "suite": {"type": "str", "default": "trixie"},
+            "image": {"type": "dict", "required": True},
             "authorized_key": {"type": "str", "default": "", "no_log": False},
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
-        image = Image(params["path"], params["base"], params["suite"])
+        image = Image(**params["image"])
         module.exit_json(**step(params["state"], image, params["authorized_key"], module.check_mode))
     except MigrationError as error:
         module.fail_json(msg=error.text(), **error.details)

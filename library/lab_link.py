@@ -71,7 +71,7 @@ def main() -> None:
         links = lab_net.ports(lab.pin)
         changed = links.get(params["name"]) != params["state"]
         if not module.check_mode:
-            changed = lab_net.set_link(lab.pin, params["name"], params["state"])
+            changed = lab.set_link(params["name"], params["state"])
         module.exit_json(changed=changed, links=links)
     except MigrationError as error:
         module.fail_json(msg=error.text(), **error.details)

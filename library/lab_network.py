@@ -32,6 +32,10 @@ options:
     description: Folder of the root file system.
     type: path
     default: ""
+  vm:
+    description: For nodes that are virtual machines, what M(lab_vm_image) returned as C(vm), and C(clock_offset).
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full
@@ -61,12 +65,12 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.criu_migrate.errors import MigrationError
-from ..module_utils.criu_migrate.lab_image import CACHE, clear_abandoned
+from ..module_utils.criu_migrate.lab_cache import CACHE, clear_abandoned
 from ..module_utils.criu_migrate.lab_store import Lab
 
 
 def present(lab: Lab, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    asked = (params["nodes"], params["rate"], params["image"] or lab.record.get("image", ""))
+    asked = (params["nodes"], params["rate"], params["image"] or lab.record.get("image", ""), params["vm"])
     if check:
         planned = lab.planned(*asked)
         return {"changed": planned != lab.record, "hosts": list(planned["hosts"])}
@@ -82,6 +86,7 @@ def main() -> None:
             "nodes": {"type": "int", "default": 2},
             "rate": {"type": "str", "default": ""},
             "image": {"type": "path", "default": ""},
+            "vm": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )

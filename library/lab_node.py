@@ -30,9 +30,8 @@ options:
     type: str
     default: ""
   limit:
-    description: Seconds to wait for a host's sshd.
+    description: Seconds to wait for a host's sshd, as it is 30, for virtual machines 180.
     type: float
-    default: 30.0
 attributes:
   check_mode:
     support: full
@@ -59,15 +58,17 @@ switched:
   returned: success
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.criu_migrate.errors import MigrationError
 from ..module_utils.criu_migrate.lab_store import Lab
+from ..module_utils.criu_migrate.lab_vm import BOOT_LIMIT
 
 
-def switch(lab: Lab, state: str, names: list[str], key: str, limit: float, check: bool) -> dict[str, Any]:
+def switch(lab: Lab, state: str, names: list[str], key: str, limit: float | None, check: bool) -> dict[str, Any]:
     for name in names:
         lab.known(name)
     due = [name for name in names if state == "restarted" or lab.running(name) != (state == "started")]
@@ -79,8 +80,9 @@ def switch(lab: Lab, state: str, names: list[str], key: str, limit: float, check
     if state in ("started", "restarted"):
         for name in due:
             lab.start_node(name, key)
-        for name in due:
-            lab.wait_ssh(name, limit)
+        seconds = limit or (BOOT_LIMIT if any(lab.is_machine(name) for name in due) else 30.0)
+        with ThreadPoolExecutor(max_workers=max(len(due), 1)) as pool:  # machines boot side by side
+            list(pool.map(lambda name: lab.wait_ssh(name, seconds), due))
     return {"changed": bool(due), "switched": due}
 
 
@@ -91,7 +93,7 @@ def main() -> None:
             "name": {"type": "list", "elements": "str", "default": []},
             "state": {"type": "str", "default": "started", "choices": ["started", "stopped", "restarted"]},
             "authorized_key": {"type": "str", "default": "", "no_log": False},
-            "limit": {"type": "float", "default": 30.0},
+            "limit": {"type": "float"},
         },
         supports_check_mode=True,
     )

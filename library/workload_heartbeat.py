@@ -24,6 +24,11 @@ options:
     description: The destination's clock minus the source's, in seconds; added to what was stamped before the freeze.
     type: float
     default: 0.0
+  frozen:
+    description:
+      - When the whole process stood still (seconds since 1970, source's clock); if not given, the window's begin.
+        What was stamped up to then is the source's.
+    type: float
 attributes:
   check_mode:
     support: full
@@ -78,6 +83,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "window": {"type": "list", "elements": "float"},
             "clock_offset": {"type": "float", "default": 0.0},
+            "frozen": {"type": "float"},
         },
         supports_check_mode=True,
     )
@@ -89,7 +95,7 @@ def main() -> None:
         stamps = ring_order(Path(module.params["path"]).read_bytes())
     except FileNotFoundError:
         stamps = []
-    report = gap_report(stamps, (window[0], window[1]) if window else None, offset)
+    report = gap_report(stamps, (window[0], window[1]) if window else None, offset, module.params["frozen"])
     module.exit_json(changed=False, present=bool(stamps), **report)
 
 

@@ -96,13 +96,13 @@ def run(contract: Contract, memory: Blocks, interval: float, most_blocks: int) -
         now = time.monotonic()
         full = memory.full_blocks()
         started = len(memory.blocks)
-        if started > full or (started < most_blocks and now >= next_block):
+        if started == full and full and not ready:  # also where a block takes longer than the interval
+            contract.ready()
+            ready = True
+        elif started > full or (started < most_blocks and now >= next_block):
             if started == full:
                 next_block = now + interval
             memory.grow()
-        elif not ready:
-            contract.ready()
-            ready = True
         token = contract.requested_proof()
         if token is not None:
             prove(contract, token, memory)

@@ -41,6 +41,10 @@ options:
     description: C(phase), C(message) and C(remedy) of what ended the run before the guards could.
     type: dict
     default: {}
+  earlier:
+    description: What was collected on the source before the workload that had been started was ended again.
+    type: dict
+    default: {}
   began:
     description: When the run began, in seconds of the source's clock.
     type: float
@@ -77,9 +81,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import metrics
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import metrics, result_files
 
-DICTS = ("source", "destination", "preflight", "verified", "heartbeat", "client", "error", "names")
+DICTS = ("source", "destination", "preflight", "verified", "heartbeat", "client", "error", "names", "earlier")
 
 
 class ActionModule(ActionBase):
@@ -108,5 +112,7 @@ class ActionModule(ActionBase):
             ended=given["ended"],
             names=given["names"],
         )
-        logs = metrics.files(given["source"], given["destination"])
+        logs = result_files.build(
+            given["source"], given["destination"], given["earlier"], given["names"], built["status"]
+        )
         return {**result, "changed": False, "metrics": built, "files": logs}

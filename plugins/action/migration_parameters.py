@@ -57,6 +57,7 @@ from ansible.vars.reserved import get_reserved_names
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import nodes, parameters
 
 ROOT = Path(__file__).resolve().parents[2]
+NODES = ("source_ip", "dest_ip", "ssh_user", "ssh_key")
 ALIASES = {"predump": "precopy", "lazy": "postcopy"}
 
 
@@ -153,6 +154,8 @@ class ActionModule(ActionBase):
             problem = str(variables.get("criu_nodes_problem", ""))
             addresses = self._addresses(groups, variables.get("hostvars", {}))
             problems += nodes.check_pair(groups, addresses, problem)
+            of_nodes = {name: given.get(name) for name in NODES if name in extra}  # an inventory may have its own
+            problems += nodes.check_options(of_nodes, str(variables.get("criu_nodes_from", "")))
         problems += _client(checked.values, groups)
         if problems:
             return problems, {}
@@ -200,6 +203,8 @@ def _client(values: dict[str, Any], groups: Mapping[str, Any]) -> list[str]:
 def _finish(values: dict[str, Any], name: str, params: dict[str, Any]) -> dict[str, Any]:
     now = time.gmtime()
     strategy = ALIASES.get(values["migration_strategy"], values["migration_strategy"])
+    if values["lazy_pages"] and strategy in ("auto", "full"):
+        strategy = "postcopy"  # what the seed documents mean by it
     run_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S', now)}-{secrets.token_hex(2)}"
     return {
         **values,
@@ -211,4 +216,5 @@ def _finish(values: dict[str, Any], name: str, params: dict[str, Any]) -> dict[s
         "migration_strategy": strategy,
         "experiment_name": values["experiment_name"] or f"{name}-{strategy}",
         "working_dir": values["working_dir"] or f"/srv/criu-migrate/{run_id}",
+        "output_seconds": parameters.output_seconds(values),
     }

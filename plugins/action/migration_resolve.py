@@ -9,19 +9,15 @@ description:
   - Pure decision on the control node; changes nothing.
 options:
   source:
-    description: The source's record; empty where it has none or was not reached.
+    description: What M(criu_guard) has found on the source with V(state=present), also where it was not reached.
     type: dict
     default: {}
   destination:
-    description: The destination's record, likewise.
+    description: The same of the destination.
     type: dict
     default: {}
-  source_reachable:
-    description: Whether the source answered.
-    type: bool
-    required: true
   fence:
-    description: A person's word, V(source-is-dead).
+    description: A person's word, V(source-is-dead) or V(destination-is-dead).
     type: str
     default: ''
 """
@@ -29,9 +25,8 @@ options:
 EXAMPLES = r"""
 - name: See what the records allow
   migration_resolve:
-    source: "{{ source_record }}"
-    destination: "{{ destination_record }}"
-    source_reachable: true
+    source: "{{ found_on_source }}"
+    destination: "{{ found_on_destination }}"
   register: resolved
 """
 
@@ -44,6 +39,10 @@ text:
   description: The same in words.
   returned: success
   type: str
+states:
+  description: How C(source) and C(destination) are, in words.
+  returned: success
+  type: dict
 do:
   description: What may be done on C(source) and C(destination).
   returned: success
@@ -70,11 +69,9 @@ class ActionModule(ActionBase):
             {
                 "source": {"type": "dict", "default": {}},
                 "destination": {"type": "dict", "default": {}},
-                "source_reachable": {"type": "bool", "required": True},
                 "fence": {"type": "str", "default": "", "choices": ["", "source-is-dead", "destination-is-dead"]},
             }
         )
-        decided = resolve.decide(
-            given["source"] or None, given["destination"] or None, given["source_reachable"], given["fence"]
-        )
-        return {**result, "changed": False, **decided}
+        decided = resolve.decide(given["source"], given["destination"], given["fence"])
+        words = resolve.states(source=given["source"], destination=given["destination"])
+        return {**result, "changed": False, "states": words, **decided}

@@ -7,7 +7,8 @@ name: migration_results
 short_description: Write the results of a migration and return its summary
 description:
   - Makes C(results/WORKLOAD_TIMESTAMP/) on the control node, private to the user, with C(metrics.json),
-    C(summary.txt) and the files of both nodes. The name ends in C(_failed) or C(_exception) where it so ended.
+    C(summary.txt), C(report.html) and the files of both nodes. The name ends in C(_failed) or C(_exception) where it
+    so ended.
   - Metrics that do not fit C(schemas/metrics.schema.json) are written all the same; a warning says what is wrong.
   - Runs on the control node. Writes nothing in check mode.
 options:
@@ -64,7 +65,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import results, summary
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import report, results, summary
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "metrics.schema.json"
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -112,11 +113,26 @@ class ActionModule(ActionBase):
         text = summary.render(metrics, str(folder))
         refused = results.write_files(folder, given["files"])
         results.write_text(folder / "summary.txt", text + "\n")
-        results.write_text(folder / "metrics.json", results.as_json(metrics))
+        if params.get("save_metrics", True):
+            results.write_text(folder / "metrics.json", results.as_json(metrics))
         errors = schema_errors(metrics)
+        unshown = self._report(folder, metrics, given["files"])
         warnings = [f"metrics.json: {error}" for error in errors]
         warnings += [f"{name}: not written, the path leads out of the folder" for name in refused]
+        warnings += [unshown] if unshown else []
         if not str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).endswith("criu_migrate"):
             Display().display(text)  # our own callback shows it last
         written = {"results_dir": str(folder), "summary": text, "schema_errors": errors}
         return {"changed": True, "warnings": warnings, **written}
+
+    @staticmethod
+    def _report(folder: Path, metrics: dict[str, Any], files: dict[str, Any]) -> str:
+        """Write report.html; return why it could not be written, or nothing.
+
+        It shows what is in the other files already: whatever may be wrong with it, the results stand.
+        """
+        try:
+            results.write_text(folder / report.NAME, report.html(metrics, files, str(folder)))
+        except Exception as error:
+            return f"{report.NAME} could not be written: {error!r}"
+        return ""

@@ -28,6 +28,7 @@ options:
 import os
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
@@ -66,6 +67,15 @@ class Ticker:
                 os.write(1, f"... still running after {seconds:.0f} s: {self._what}\n".encode())
 
 
+def progress(lazy: Mapping[str, Any]) -> str:
+    """Pages that have come after the restore, in words."""
+    there, total, left = lazy.get("pages_transferred"), lazy.get("pages_total"), lazy.get("seconds_left")
+    if not total or there is None:
+        return "the process runs, its memory is still coming"
+    text = f"the process runs, {there:,} of {total:,} pages of its memory have come"
+    return text + (f", about {left:.0f} s left" if left is not None else "")
+
+
 class CallbackModule(DefaultCallback):
     """The output of the playbooks of this collection."""
 
@@ -99,6 +109,14 @@ class CallbackModule(DefaultCallback):
         if summary and result.task.action.rpartition(".")[2] == "migration_results":
             self._summaries.append(str(summary))
         super().v2_runner_on_ok(result)
+
+    def v2_runner_retry(self, result: Any) -> None:
+        """Of memory that is still coming: how much is there, and how long the rest takes at this speed."""
+        lazy = (result.result.get("record") or {}).get("lazy") if isinstance(result.result, dict) else None
+        if lazy is None:
+            super().v2_runner_retry(result)
+        else:
+            self._display.display(f"... {progress(lazy)}")
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Show a failure of ours once: its message says everything, the exception would repeat it."""

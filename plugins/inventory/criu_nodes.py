@@ -6,10 +6,13 @@ DOCUMENTATION = r"""
 name: criu_nodes
 short_description: Source and destination of a migration
 description:
-  - Finds the two nodes in the first of these places that names any. C(SOURCE_NODE_IP) and C(DEST_NODE_IP) in
-    the environment; a C(servers.yaml) as Terraform writes it; the inventory of the lab.
+  - Finds the two nodes in the first of these places that names any. The extra variables C(source_ip) and C(dest_ip),
+    or C(SOURCE_NODE_IP) and C(DEST_NODE_IP) in the environment; a C(servers.yaml) as Terraform writes it;
+    C(AZ_A_INSTANCES_IP) and its like in the environment, lists of addresses, of which the first two of a zone are
+    taken; the inventory of the lab.
   - Makes the groups C(source), C(destination) and C(all_nodes), the last with one child group a zone.
-  - Where none of the three is there, or one is broken, the groups are empty, so that playbooks that need no
+  - The variable C(criu_nodes_from) says which it was.
+  - Where none of them is there, or one is broken, the groups are empty, so that playbooks that need no
     node can run. The variable C(criu_nodes_problem) then says what is wrong.
 options:
   plugin:
@@ -22,24 +25,32 @@ options:
     default: ''
     env:
       - name: SOURCE_NODE_IP
+    vars:
+      - name: source_ip
   destination_ip:
     description: Address of the destination.
     type: str
     default: ''
     env:
       - name: DEST_NODE_IP
+    vars:
+      - name: dest_ip
   ssh_user:
     description: Account on both nodes, with sudo. By default C(ubuntu).
     type: str
     default: ''
     env:
       - name: SSH_USER
+    vars:
+      - name: ssh_user
   ssh_key:
     description: File with the private key for that account.
     type: str
     default: ''
     env:
       - name: SSH_KEY
+    vars:
+      - name: ssh_key
   servers_files:
     description: Where a C(servers.yaml) is looked for, from the current directory on.
     type: list
@@ -56,6 +67,7 @@ EXAMPLES = r"""
 plugin: criu.migrate.criu_nodes
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,26 +108,32 @@ class InventoryModule(BaseInventoryPlugin):
             inventory.set_variable("all", "criu_nodes_problem", str(error))
             return
         if found is not None:
-            self._fill(found)
+            where, described = found
+            inventory.set_variable("all", "criu_nodes_from", where)
+            self._fill(described)
             return
         lab = Path(path).parent / self.get_option("lab_inventory")
         if lab.is_file():
             # inventory_dir of a host is the directory of what is parsed just now: the lab's, with its ssh.cfg
+            inventory.set_variable("all", "criu_nodes_from", "lab")
             before, inventory.current_source = inventory.current_source, str(lab)
             inventory_loader.get("ansible.builtin.yaml").parse(inventory, loader, str(lab), cache=cache)
             inventory.current_source = before
 
-    def _found(self) -> dict[str, Any] | None:
+    def _found(self) -> tuple[str, dict[str, Any]] | None:
+        """Return where the nodes are described, and how; None where they are not."""
         options = {"SOURCE_NODE_IP": "source_ip", "DEST_NODE_IP": "destination_ip",
                    "SSH_USER": "ssh_user", "SSH_KEY": "ssh_key"}
-        found = nodes.from_environment({name: self.get_option(option) for name, option in options.items()})
+        given = {name: self.get_option(option) or "" for name, option in options.items()}
+        found = nodes.from_environment(given)
         if found is not None:
-            return found
+            return "addresses", {**found, "all_nodes": nodes.zones(os.environ)}
         for name in self.get_option("servers_files"):
             servers = Path(name).expanduser()
             if servers.is_file():
-                return nodes.read_servers(self._load(servers), str(servers))
-        return None
+                return "servers.yaml", nodes.with_account(nodes.read_servers(self._load(servers), str(servers)), given)
+        found = nodes.from_zones({**os.environ, **given})
+        return ("zones", found) if found is not None else None
 
     def _load(self, servers: Path) -> Any:
         try:

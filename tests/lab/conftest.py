@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.foreign import PACKAGES
 from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.migration import Migration
 from tests.lab.harness.nodes import Lab, playbook
@@ -26,6 +27,7 @@ Prepare = Callable[..., tuple[Migration, Aftermath]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("criu-migrate")
     group.addoption("--soak", action="store_true", help="run the tests marked soak as well")
+    group.addoption("--faults", type=int, default=8, help="how many random faults test_campaign.py brings about")
     group.addoption("--rounds", type=int, default=1, help="how often each lab test is run")
 
 
@@ -35,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     rounds = metafunc.config.getoption("rounds")
-    if rounds > 1 and "lab" in metafunc.fixturenames:
+    if rounds > 1 and "lab" in metafunc.fixturenames and "seed" not in metafunc.fixturenames:
         metafunc.fixturenames.append("round_number")
         metafunc.parametrize("round_number", range(1, rounds + 1))
 
@@ -58,7 +60,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     tmp = tmp_path_factory.mktemp("lab")
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
     try:
-        done = playbook(tmp, "playbooks/lab.yml", "-e", f"lab_name={name}")
+        packages = f"lab_packages={','.join(PACKAGES)}"
+        done = playbook(tmp, "playbooks/lab.yml", "-e", f"lab_name={name}", "-e", packages)
         assert done.returncode == 0, f"the lab could not be made:\n{done.stdout}{done.stderr}"
         yield Lab(name)
     finally:
@@ -71,6 +74,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def prepare(lab: Lab, tmp_path: Path) -> Iterator[Prepare]:
     """Return a function that lays out a migration and its aftermath, both cleared away after the test."""
     made: list[Aftermath] = []
+    lab.keep_pids_apart()
 
     def make(workload: str, own_pid: int = 0, **params: Any) -> tuple[Migration, Aftermath]:
         migration = Migration(lab, tmp_path, workload, **params)
@@ -87,6 +91,7 @@ def prepare(lab: Lab, tmp_path: Path) -> Iterator[Prepare]:
 def guarded(lab: Lab) -> Iterator[Guard]:
     """Return a function that lays out a migration by the guards alone, cleared away after the test."""
     made: list[Aftermath] = []
+    lab.keep_pids_apart()
 
     def make(workload: str = "memory", **config: Any) -> tuple[Guarded, Aftermath]:
         run = Guarded(lab, workload, **config)

@@ -52,6 +52,24 @@ def test_ansible_playbook_is_killed_when_the_guards_are_armed(prepare: Prepare, 
     aftermath.check("destination", client=True, resolved=False)
 
 
+def test_guards_and_keepers_are_killed_under_the_play(prepare: Prepare, lab: Lab) -> None:
+    """The play starts the source's again. The destination's is up to resolve.yml; the play goes on with it."""
+    migration, aftermath = prepare(
+        "redis", service_address=lab.service_address(3), redis_port=7003, num_keys=5000,
+        migration_pause_at={"source": ["frozen"], "destination": ["restored"]},
+    )  # fmt: skip
+    migration.start()
+    for role, state in (("source", "frozen"), ("destination", "restored")):
+        before = migration.await_paused(role, state)
+        migration.kill_guard(role, keeper=True)
+        migration.go(role, state)
+        if role == "destination":
+            resolve(migration)
+        migration.await_new_guard(role, before)
+    migration.finish()
+    aftermath.check("destination", client=True)
+
+
 @pytest.fixture
 def account(lab: Lab) -> Iterator[str]:
     """An account on all hosts whose sudo wants a password."""

@@ -5,6 +5,7 @@ Every fault is set off by a state that a guard has reached or a line that it has
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -78,15 +79,21 @@ def check_undone(run: Guarded, aftermath: Aftermath, client: bool = True) -> Non
     aftermath.check("source", client=client, resolved=False)
 
 
-@pytest.mark.parametrize("victim", ["page-server", "dump"])
-def test_criu_is_killed_during_the_dump(with_client: Redis, victim: str) -> None:
-    run, aftermath = with_client(pause={"source": ["frozen"]})
+@pytest.mark.parametrize("encryption", ["tls", "none"])
+@pytest.mark.parametrize("victim", ["receiving guard", "dump"])
+def test_the_dump_loses_an_end(with_client: Redis, lab: Lab, victim: str, encryption: str) -> None:
+    run, aftermath = with_client(pause={"source": ["frozen"]}, transfer_encryption=encryption)
     run.start()
     run.await_paused("source", "frozen")
-    run.hold_page_server()
+    receiving = int(run.record("destination")["guard"]["pid"])
+    lab.destination.kill(receiving, signal.SIGSTOP)  # the dump has to wait for it
     run.go("source", "frozen")
     run.await_log("source", "Dumping pages", name="criu-dump.log")
-    run.kill_job("source" if victim == "dump" else "destination", victim)
+    if victim == "dump":
+        run.kill_job("source", "dump")
+        lab.destination.kill(receiving, signal.SIGCONT)
+    else:
+        lab.destination.kill(receiving)
     check_undone(run, aftermath)
 
 

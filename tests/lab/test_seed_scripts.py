@@ -21,9 +21,17 @@ def squared(lines: list[str]) -> bool:
     return lines == [str(number * number) for number in range(len(lines))]
 
 
+def cubed(lines: list[str]) -> bool:
+    return lines == [str(number**3) for number in range(len(lines))]
+
+
 @pytest.mark.parametrize(
     ("script", "output", "right"),
-    [("counter_standalone.py", "output.log", counted), ("family_standalone.py", "squares.txt", squared)],
+    [
+        ("counter_standalone.py", "output.log", counted),
+        ("family_standalone.py", "squares.txt", squared),
+        ("threads_standalone.py", "cubes.txt", cubed),
+    ],
 )
 def test_a_script_of_the_seed_framework(
     prepare: Prepare, lab: Lab, script: str, output: str, right: Callable[[list[str]], bool]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lab_inventory, lab_store
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lab_inventory, lab_node, lab_store
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
 from tests.conftest import ROOT
 
@@ -44,7 +44,7 @@ def test_hosts_of_a_lab() -> None:
 
 
 def test_the_pids_of_two_nodes_begin_apart() -> None:
-    first = [lab_store.first_pid(index, 3) for index in range(3)]
+    first = [lab_node.first_pid(index / 3, 32768) for index in range(3)]
     assert first[0] >= 300
     assert first[1] - first[0] > 5000 < first[2] - first[1]
 

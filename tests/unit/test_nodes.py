@@ -66,6 +66,26 @@ def test_environment() -> None:
             nodes.from_environment({one: "a"})
 
 
+def test_zones_of_the_environment() -> None:
+    assert nodes.from_zones({}) is None
+    both = nodes.from_zones({"AZ_A_INSTANCES_IP": "a0 a1 a2", "AZ_C_INSTANCES_IP": "c0", "SSH_KEY": "k"})
+    assert both is not None
+    assert (both["source"]["ip"], both["destination"]["ip"], both["ssh_key"]) == ("a0", "a1", "k")
+    assert [node["ip"] for node in both["all_nodes"]["az_c"]] == ["c0"]
+    across = nodes.from_zones({"AZ_A_INSTANCES_IP": "a0", "AZ_C_INSTANCES_IP": "c0"})
+    assert across is not None
+    assert (across["source"]["ip"], across["destination"]["ip"]) == ("a0", "c0")
+    with pytest.raises(nodes.NodesError, match="names one node only"):
+        nodes.from_zones({"AZ_A_INSTANCES_IP": "a0"})
+
+
+def test_options_that_nothing_reads_are_refused() -> None:
+    assert nodes.check_options({"ssh_user": "me"}, "servers.yaml") == []
+    assert nodes.check_options({}, "lab") == []
+    assert "leave it out" in nodes.check_options({"ssh_user": "me"}, "lab")[0]
+    assert "with -i" in nodes.check_options({"source_ip": "a"}, "")[0]
+
+
 def pair(source: list[str], destination: list[str], **hostvars: dict[str, Any]) -> list[str]:
     return nodes.check_pair({"source": source, "destination": destination}, hostvars)
 

@@ -101,15 +101,20 @@ def common(**values: Any) -> tuple[dict[str, Any], list[str]]:
     return given, parameters.check_common(given, values)
 
 
-@pytest.mark.parametrize("strategy", ["precopy", "predump", "postcopy", "lazy", "hybrid"])
+@pytest.mark.parametrize("strategy", ["precopy", "predump", "hybrid"])
 def test_strategies_that_are_not_built_are_refused(strategy: str) -> None:
     assert common(migration_strategy=strategy)[1][0].startswith(f"migration_strategy={strategy}: not in this version")
 
 
-def test_lazy_and_object_storage_are_refused() -> None:
-    problems = common(lazy_pages=True, lazy_restore=True, transfer="s3")[1]
-    assert problems[0].startswith("lazy_pages=true and lazy_restore=true: not in this version")
-    assert problems[1] == "transfer=s3: not in this version, which offers page_server and rsync."
+@pytest.mark.parametrize("strategy", [{"lazy_pages": True}, {"migration_strategy": "postcopy"}])
+def test_lazy_restore_is_not_for_post_copy(strategy: dict[str, Any]) -> None:
+    assert common(lazy_restore=True, **strategy)[1][0].startswith("lazy_restore is for migration_strategy=full")
+    assert common(**strategy)[1] == []
+
+
+def test_object_storage_is_refused() -> None:
+    problems = common(transfer="s3")[1]
+    assert problems == ["transfer=s3: not in this version, which offers page_server and rsync."]
 
 
 @pytest.mark.parametrize(

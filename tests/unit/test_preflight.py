@@ -53,7 +53,7 @@ def good() -> dict[str, Any]:
     task = {
         "pid": 4242, "ppid": 1, "pgid": 4242, "sid": 4242, "tids": [4242, 4243], "state": "S", "name": "redis-server",
         "uid": 1000, "kernel_thread": False, "tracers": [], "limits_readable": True, "namespaces": [], "cwd": "/srv/w",
-        "root": "/",
+        "root": "/", "ipc": "ipc:[1]",
     }  # fmt: skip
     tree = {
         "pid": 4242, "found": True, "start": 77, "procs": [{"pid": 4242, "start": 77, "stopped_before": False}],
@@ -89,7 +89,7 @@ def tcp(local: str, peer: str) -> dict[str, Any]:
 
 def file(path: str, **more: Any) -> dict[str, Any]:
     return {"path": path, "kind": "file", "mode": 0o644, "size": 10, "pid": 4242, "mapped": False, "build_id": "",
-            "deleted": False, "links": 1, "locked": False, "travels": False, "fstype": "ext4", **more}  # fmt: skip
+            "deleted": False, "links": 1, "locked": False, "fragile": False, "travels": False, "fstype": "ext4", **more}  # fmt: skip
 
 
 def differs(path: str, problem: str = "missing", **more: Any) -> dict[str, Any]:
@@ -111,6 +111,16 @@ def put(path: str, value: Any) -> Change:
         for name in folders:
             facts = facts[int(name)] if isinstance(facts, list) else facts[name]
         facts[last] = copy.deepcopy(value)
+
+    return change
+
+
+def other_task(**facts: Any) -> Change:
+    """A second process of the tree."""
+
+    def change(case: dict[str, Any]) -> None:
+        tasks = case["tree"]["tasks"]
+        tasks.append({**copy.deepcopy(tasks[0]), "pid": 4250, "tids": [4250], "namespaces": [], **facts})
 
     return change
 
@@ -162,8 +172,12 @@ PROBLEMS: list[tuple[list[Change], str, str, str, str]] = [
     ([put("tree.terminals", [{"pid": 4242, "fd": 0, "what": "/dev/pts/3"}])], "terminal", "node-1", "/dev/pts/3", "setsid"),
     ([put("tree.outside_session", {"sid": 7})], "session", "node-1", "sid 7", "shell_job=true"),
     ([put("tree.unsupported", [{"pid": 4242, "fd": 5, "what": "io_uring"}])], "unsupported", "node-1", "io_uring", "io_uring_"),
+    ([put("tree.unsupported", [{"pid": 4242, "fd": fd, "what": "io_uring"} for fd in (5, 7)])], "unsupported", "node-1",
+     "(descriptor 5, 7)", "SystemCallFilter="),
     ([put("tree.unsupported", [{"pid": 4242, "fd": 5, "what": "the device /dev/kvm"}])], "unsupported", "node-1", "/dev/kvm", ""),
-    ([put("tree.sysv", [4242])], "unsupported", "node-1", "System V", "mmap"),
+    ([put("tree.sysv", [4242])], "unsupported", "node-1", "System V", "unshare --ipc"),
+    ([put("tree.tasks.0.namespaces", ["ipc", "net"])], "namespaces", "node-1", "(net)", "engine"),
+    ([put("tree.tasks.0.namespaces", ["ipc"]), other_task(ipc="ipc:[2]")], "namespaces", "node-1", "(ipc)", "engine"),
     ([put("there.pids_taken", [{"pid": 4242, "name": "nginx"}])], "pids", "node-2", "4242 (nginx)", "End"),
     ([put("destination.pid_max", 4000)], "pids", "node-2", "4243", "sysctl kernel.pid_max="),
     ([put("there.files", [differs("/opt/a")])], "files", "node-2", "/opt/a", "sync_paths=/opt/a."),
@@ -177,6 +191,8 @@ PROBLEMS: list[tuple[list[Change], str, str, str, str]] = [
     ([put("tree.files", [file("/opt/a", deleted=True)])], "deleted", "node-1", "/opt/a", "sync_paths=/opt"),
     ([put("tree.files", [file("/opt/a", deleted=True)]), put("params.link_remap", False)], "deleted", "node-1", "/opt/a", "link_remap"),
     ([put("tree.files", [file("/opt/a", locked=True)]), put("params.file_locks", False)], "locks", "node-1", "/opt/a", "file_locks"),
+    ([put("tree.files", [file("/opt/a-shm", locked=True, fragile=True, mapped=True)])], "locks", "node-1", "/opt/a-shm", "SQLite"),
+    ([put("tree.files", [file("/opt/a.db", sqlite=True)])], "sqlite", "node-1", "/opt/a.db", "close them before"),
     ([connect(("10.0.0.1:6379", "10.0.0.9:5000"))], "connections", "node-1", "10.0.0.9:5000", "service_address=ADDRESS"),
     ([connect(("127.0.0.1:6379", "127.0.0.1:5000"))], "connections", "node-1", "127.0.0.1:5000", "tcp_close=true"),
     ([connect(*INSIDE), put("params.tcp_established", False)], "connections", "node-1", "=false", "tcp_established=true"),
@@ -224,9 +240,10 @@ FINE: list[list[Change]] = [
     [put("tree.outside_session", {"sid": 7}), put("params.shell_job", True)],
     [put("tree.tasks.0.state", "T")],
     [put("tree.tasks.0.namespaces", ["cgroup"])],
+    [put("tree.tasks.0.namespaces", ["ipc"]), put("tree.sysv", [4242])],
     [put("tree.files", [file("/opt/a", deleted=True, links=0, size=1000)])],
     [put("tree.files", [file("/srv/w/a", deleted=True, travels=True)])],
-    [put("tree.files", [file("/opt/a", locked=True)])],
+    [put("tree.files", [file("/opt/a", locked=True, fragile=True), file("/opt/b", locked=True, mapped=True)])],
     [put("tree.sockets.unix", [{"pid": 1, "fd": 5, "type": 2, "path": "", "outside": "/dev/log"}])],
     [put("source.capabilities.CAP_SYS_RESOURCE", False)],  # the limits of this very process could be read
     [put("source.capabilities.CAP_SYS_RESOURCE", False), put("tree", {})],  # it would be started as root

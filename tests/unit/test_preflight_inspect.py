@@ -68,6 +68,7 @@ moved = open(base + "/old", "w"); os.link(base + "/old", base + "/new"); os.unli
     assert tree["memory"]["pages"] > 0
     here = entry(tree, tmp_path / "here")
     assert (here["size"], here["locked"], here["travels"], here["deleted"]) == (5, True, True, False)
+    assert here["fragile"] and not here["mapped"]
     gone = entry(tree, tmp_path / "gone")
     assert (gone["deleted"], gone["links"], gone["size"]) == (True, 0, 3)
     moved = entry(tree, tmp_path / "old")

@@ -64,6 +64,12 @@ def test_two_clocks_become_one(offset: float) -> None:
     assert report["usual_gap"] == pytest.approx(0.005, abs=1e-6)
 
 
+def test_a_stamp_while_the_process_was_being_stopped_is_the_sources() -> None:
+    stamps = [*ticks(100.0, 201), 101.004, *ticks(104.25, 200)]  # stopping at 101.001, all still at 101.006, 3 s ahead
+    report = gap_report(stamps, (101.001, 104.2), 3.0, 101.006)
+    assert report["service"]["seconds"] == pytest.approx(0.246)
+
+
 def test_nothing_is_claimed_without_stamps_on_both_sides() -> None:
     assert gap_report([], (1.0, 2.0))["service"] is None
     assert gap_report([], None)["resolution"] is None

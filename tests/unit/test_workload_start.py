@@ -104,11 +104,9 @@ def test_without_a_ready_signal_it_is_killed(folder: Path) -> None:
 
 def test_a_foreign_script_runs_unmodified(folder: Path) -> None:
     started = workload_start.start(str(folder), foreign(folder), {"foreign.py": FOREIGN}, ready_timeout=10)
-    assert workload.verify(str(folder), 5, supported=False) == {
-        "verified": None,
-        "method": "alive",
-        "details": {"pid": started["pid"], "state": "S"},
-    }
+    found = workload.verify(str(folder), 5, supported=False)
+    assert found["details"].pop("state") in "RS"  # a moment's
+    assert found == {"verified": None, "method": "alive", "details": {"pid": started["pid"]}}
     ended = workload.stop(str(folder), purge=True)
     assert ended["changed"] and ended["signalled"] == [] and ended["output"] == "complete"
     assert not folder.exists()

@@ -61,8 +61,8 @@ class CallingGuard(Guard):
         while True:
             try:
                 link = self.connected()
-                for header, body in frames() if frames else ():
-                    link.send(header, body)
+                if frames is not None:
+                    link.send_all(frames())
                 answer = self.exchange(link, request, limit)
                 self.lost_since = None
                 self.rec.data.pop("stalled", None)
@@ -81,3 +81,45 @@ class CallingGuard(Guard):
                     ) from error
                 time.sleep(pause)  # a cut link gives no event when it heals
                 pause = min(pause * 2, 1.0)
+
+    def restore_request(self) -> Answer:
+        return {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
+
+    def held(self) -> str:
+        """The destination's state; where nobody has waited for the end of a restore, after that."""
+        state = str(self.ask({"op": "state"}, self.limits["connect"])["state"])
+        if state != "restoring":
+            return state
+        try:
+            self.ask(self.restore_request(), self.limits["restore"] + 10.0)
+        except LinkLost:
+            raise
+        except MigrationError as error:
+            self.say(error.text())
+            return state
+        return "restored"
+
+    def insist(self, step: Callable[[], object]) -> None:
+        """Do what needs a connection of its own; again while the link is down, for the limit "link"."""
+        deadline = time.monotonic() + self.limits["link"]
+        while True:
+            try:
+                step()
+                return
+            except LinkLost as error:
+                if time.monotonic() > deadline:
+                    raise
+                self.say(str(error))
+                time.sleep(0.1)  # a guard that is started again gives no event here
+
+    def measure_clock(self) -> dict[str, float]:
+        """Offset of the destination's clock (seconds to add to the source's), by Cristian's algorithm (1989) as NTP
+        uses it (RFC 5905 section 8): the sample with the least round trip, its half is the bound."""
+        best: dict[str, float] | None = None
+        for _ in range(16):
+            sent = time.time()
+            far = float(self.ask({"op": "ping"}, self.limits["connect"])["now"])
+            got = time.time()
+            if got >= sent and (best is None or got - sent < 2 * best["bound"]):
+                best = {"offset": far - (sent + got) / 2, "bound": (got - sent) / 2}
+        return best or {"offset": 0.0, "bound": float("inf")}

@@ -360,14 +360,18 @@ class Criu:
         leave: str = "stopped",
         track_mem: bool = False,
         previous: str = "",
+        lazy_fd: int | None = None,
     ) -> list[str]:
         """--leave-stopped unless told otherwise: success never kills, whoever asked for the dump does that.
 
-        `previous` is relative to `images`, as CRIU makes a link of it.
+        `previous` is relative to `images`, as CRIU makes a link of it. With `lazy_fd` memory is not written: CRIU says
+        there that all the rest is, and waits on the socket of `pages` for who wants it.
         """
         words = [*self._images("dump", images, work, log), "-t", str(pid), f"--leave-{leave}"]
         words += self.options.argv("dump") + (["--track-mem"] if track_mem else [])
         words += ["--prev-images-dir", previous] if previous else []
+        if lazy_fd is not None:
+            return [*words, "--lazy-pages", *(pages.argv(client=False) if pages else []), *_status(lazy_fd)]
         return words + (pages.argv(client=True) if pages else [])
 
     def pre_dump_argv(

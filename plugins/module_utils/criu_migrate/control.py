@@ -12,14 +12,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import guard, net, payload, proc, record, stats
+from . import guard, net, payload, proc, record
 from .errors import MigrationError
+
+if TYPE_CHECKING:
+    from .destination import DestinationGuard
 
 ARMING = "/run/criu-migrate-arming.lock"
 STALL = 120.0  # seconds after which a watcher stops waiting for a guard that cannot get on; the guard goes on trying
-MAX_LOG = 2 << 20  # bytes of one log that are collected, its end
 
 
 def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
@@ -106,6 +108,16 @@ def load(run_id: str) -> record.Record:
     return found
 
 
+def health(rec: record.Record) -> dict[str, bool]:
+    """rebooted: what this node held of the process died with an earlier boot. incomplete: its copy lacks memory that
+    only the source has (post-copy)."""
+    held = rec.data["role"] == "destination" and rec.state in ("restoring", "restored", "running")
+    incomplete = (
+        held and not rec.data.get("filled") and guard.read_config(rec.data["run_id"]).get("strategy") == "postcopy"
+    )
+    return {"rebooted": rec.data["boot_id"] != record.boot_id(), "incomplete": incomplete}
+
+
 def wait_for_port(run_id: str, limit: float) -> int:
     """The port that the destination's guard listens on, once it does."""
     deadline = time.monotonic() + limit
@@ -148,11 +160,11 @@ def _guard_fd(rec: record.Record) -> int | None:
         return None
 
 
-def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
+def watch(run_id: str, python: str, limit: float, until_filling: bool = False) -> tuple[record.Record, int]:
     """Wait for the end of the migration on this node; a guard that was killed is started again from its record.
 
     Returns the record and how often the guard had to be started again. Returns a record that is not final
-    when `limit` seconds have passed.
+    when `limit` seconds have passed, or, with `until_filling`, once only memory is still to come.
     """
     deadline = time.monotonic() + limit
     began = time.time()
@@ -162,6 +174,8 @@ def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
         stalled = max(began, float((rec.data.get("stalled") or {}).get("since", time.time())))
         if rec.final or time.monotonic() >= deadline or time.time() - stalled > STALL:
             return rec, restarts
+        if until_filling and rec.state == "committed" and rec.data.get("lazy"):
+            return rec, restarts
         if not alive(run_id):
             if load(run_id).final:
                 continue
@@ -169,39 +183,8 @@ def watch(run_id: str, python: str, limit: float) -> tuple[record.Record, int]:
                 raise MigrationError("The guard ends again and again.", f"See {record.run_dir(run_id)}/guard.log.")
             time.sleep(min(restarts, 10))  # what ends it may pass
             restarts += start(run_id, python)
-        wait_change(run_id, rec.state, max(0.0, min(5.0, deadline - time.monotonic())))
-
-
-def collect(run_id: str) -> dict[str, Any]:
-    """The record, CRIU's statistics, and every log as text."""
-    folder = record.run_dir(run_id)
-    rec = record.Record.load(run_id)
-    if rec is None:
-        return {"now": time.time(), "record": None, "logs": {}, "stats": {}, "guard_alive": False, "alive": []}
-    logs: dict[str, str] = {}
-    for name in sorted(os.listdir(folder)):
-        if name.endswith((".log", ".err")):
-            with open(os.path.join(folder, name), "rb") as handle:
-                size = os.fstat(handle.fileno()).st_size
-                handle.seek(max(0, size - MAX_LOG))
-                text = handle.read().decode("utf-8", "replace")
-            if text or name.endswith(".log"):
-                logs[name] = text
-    work_dir = str(rec.data.get("working_dir") or "")
-    output = os.path.join(work_dir, "output.log") if work_dir else ""
-    if output and os.path.isfile(output):
-        with open(output, "rb") as handle:
-            handle.seek(max(0, os.fstat(handle.fileno()).st_size - MAX_LOG))
-            logs["output.log"] = handle.read().decode("utf-8", "replace")
-    alive_now = [item.pid for item in map(proc.Proc.from_dict, rec.data.get("procs", [])) if item.alive()]
-    return {
-        "now": time.time(),
-        "record": rec.data,
-        "logs": logs,
-        "stats": stats.read(folder),
-        "guard_alive": alive(run_id),
-        "alive": alive_now,
-    }
+        most = 0.1 if until_filling and rec.state == "committed" else 5.0
+        wait_change(run_id, rec.state, max(0.0, min(most, deadline - time.monotonic())))
 
 
 def remove(run_id: str) -> bool:
@@ -265,6 +248,11 @@ def fence_source(run_id: str, python: str) -> bool:
         rec = load(run_id)
         if rec.final:  # it was answered meanwhile
             return False
+        if rec.data.get("ending"):
+            raise MigrationError(
+                "The source has begun to end its copy: the destination had said that its own runs.",
+                "Start the program anew.",
+            )
         rec.enter("undoing", sync=True, fenced=True)
     finally:
         os.close(held)
@@ -279,9 +267,37 @@ def _take_over(run_id: str) -> int:
         running.kill(signal.SIGTERM)
         proc.wait_gone([running], 5.0)
     held = record.lock(run_id)
+    deadline = time.monotonic() + 5.0
+    while held is None and time.monotonic() < deadline:
+        time.sleep(0.01)  # a killed guard looks dead before the last of its threads has let go of the lock
+        held = record.lock(run_id)
     if held is None:
         raise MigrationError("The guard on this node does not end.", "Kill it, then try again.")
     return held
+
+
+def _fence(side: DestinationGuard) -> None:
+    """A person says that the source is dead: the copy runs, once all of its memory is there, or is removed."""
+    if side.postcopy and not side.filling.done.is_set():
+        side.undo("The source died before all memory had left it.")
+        return
+    if side.rec.state == "restoring" and not side.rebooted():
+        _end_restore(side)
+    elif side.lazy and not side.filling.done.is_set() and not side.rebooted():
+        side.filling.recover()
+    side.fence()
+    if side.lazy and not side.filling.done.wait(side.limits["dump"]):
+        raise MigrationError("The copy runs, but its memory does not come from the images.", "See guard.log there.")
+    side.on_done({})
+
+
+def _end_restore(side: DestinationGuard) -> None:
+    """The source died while its copy was restored: everything for that is here."""
+    try:
+        side.on_restore({"procs": side.rec.data["expected"], "address_on": side.rec.data.get("address_on")})
+    except MigrationError as error:
+        side.undo(error.message)
+        raise MigrationError(f"The copy could not be restored, and is lost: {error.message}", error.remedy) from error
 
 
 def offline(run_id: str, action: str) -> bool:
@@ -295,9 +311,8 @@ def offline(run_id: str, action: str) -> bool:
     try:
         side = DestinationGuard(load(run_id), guard.read_config(run_id))
         if action == "fence":
-            side.fence()
-            side.on_done({})
-        elif side.rec.state == "running":
+            _fence(side)
+        elif side.rec.state == "running" and not side.died_unseen():
             side.let_run(wait=True)
             side.on_done({})
         else:

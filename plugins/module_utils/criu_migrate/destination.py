@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import socket
 import threading
 import time
 from typing import Any
 
-from . import net, proc, sockets, wire
-from .cli import Job, PageServer, failed, remedy, tail
+from . import lazymap, net, proc, sockets, wire
+from .cli import Job, failed, remedy, tail
 from .errors import MigrationError, Refused
-from .listening import Answer, ListeningGuard
+from .filling import Filling
+from .listening import Answer
+from .receiving import ReceivingGuard
 from .record import Record
+from .reserve import Reserve
+from .secure import Plain, Secure
 
 HOLDS_COPY = ("restored", "running")
 
 
-class DestinationGuard(ListeningGuard):
+class DestinationGuard(ReceivingGuard):
     """Serves one source. Every request may come twice: an answer can be lost on its way."""
 
     def __init__(self, rec: Record, config: dict[str, Any]) -> None:
         super().__init__(rec, config)
-        self.page_server_started = threading.Condition(self.busy)
-        self.token = ""
         self.watcher: threading.Thread | None = None
+        self.reserve: Reserve | None = None
+        self.filling = Filling(self, remote=self.postcopy)
         self.handlers = {
             "hello": self.on_hello,
             "state": lambda _request: {"state": self.rec.state},
@@ -38,13 +41,18 @@ class DestinationGuard(ListeningGuard):
             "rsync_trouble": self.on_rsync_trouble,
             "restore": self.on_restore,
             "commit": self.on_commit,
+            "filled": self.on_filled,
+            "token": self.on_token,
             "undo": self.on_undo,
             "done": self.on_done,
         }
 
     # --- being there -------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def take_up(self) -> None:
+        """Go on where an earlier guard of this run was killed, or the node went down."""
+        if self.lazy and self.rec.state in HOLDS_COPY and not self.rebooted() and not self.filling.done.is_set():
+            self.filling.recover()
         if self.rec.state == "undoing":
             self.undo()
         elif self.rec.state == "running" and not self.died_unseen():
@@ -52,7 +60,14 @@ class DestinationGuard(ListeningGuard):
                 self.let_run()  # this guard was killed in between, and the record says that this copy is the process
         elif self.rebooted() and self.rec.state in ("receiving", "restoring", "restored"):
             self.undo("The destination was rebooted, its stopped copy died with it.")
+
+    def run(self) -> None:
+        self.take_up()
         listener = self.listen()
+        if self.lazy:
+            lazymap.prepare()
+        if self.rec.state == "armed":
+            self.reserve = Reserve(int(self.config.get("memory") or 0), self.limits["reserve"], self.say)
         context = wire.context(True, *(self.tls_path(name) for name in ("ca", "cert", "key")))
         self.say(f"listening on port {self.rec.data['port']}")
         while not self.finished.is_set():
@@ -79,13 +94,16 @@ class DestinationGuard(ListeningGuard):
         patience = max(self.limits["peer"], self.limits["dump"] + 60, self.limits["transfer"] + 60)
         if self.rec.final:
             patience = 2 * self.limits["connect"]  # only to repeat an answer that was lost
-        if time.monotonic() - self.heard < patience or self.rec.state in ("restoring", "restored"):
+        if time.monotonic() - self.heard < patience or self.rec.state in ("restoring", "restored") or self.is_filling():
             return False
         if self.rec.state not in ("running", "done", "undone"):
             with self.busy:
                 self.undo("The source's guard has not called.")
         self.drop_images()
         return True
+
+    def is_filling(self) -> bool:
+        return self.lazy and self.rec.state == "running" and not self.filling.done.is_set()
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -96,63 +114,40 @@ class DestinationGuard(ListeningGuard):
         return {"state": self.rec.state, "boot_id": self.rec.data["boot_id"]}
 
     def on_pages(self, _request: Answer) -> Answer:
-        """A page server for one dump; an earlier one of this run, and what it wrote, goes away."""
+        """A channel for the pages of one dump; an earlier one of this run, and what came over it, goes away."""
         self.refuse_unless("armed", "receiving")
-        old = self.job("page-server")
-        if old:
-            old.kill()
-            del self.rec.data["jobs"]["page-server"]
+        self.stop_receiving()
+        self.filling.forget()
         self.make_images_dir()
         self.silence_address()
         self.enter("receiving")
-        self.token = secrets.token_hex(wire.TOKEN // 2)
-        return {"token": self.token}
+        self.give_back("images")
+        return self.on_token(_request)
 
-    def start_page_server(self, sock: socket.socket, token: str) -> None:
-        """criu gets the connection itself: there is no second port, and nothing is left to set up after the freeze."""
-        with sock:
-            if not self.token or not secrets.compare_digest(token, self.token):
-                raise MigrationError("A page channel with a wrong token was refused.", "Run the migration again.")
-            self.token = ""
-            ready, said = os.pipe()
-            cmd = self.criu.page_server_argv(self.images, self.folder, PageServer(fd=sock.fileno()), status_fd=said)
-            with self.page_server_started:
-                fds = (sock.fileno(), said)
-                self.start_job("page-server", cmd, self.log_path("criu-page-server.log"), fds)
-                os.close(said)
-                # Its start is not to lie in the freeze; where it fails, the end of the pipe says so as well.
-                select.select([ready], [], [], self.limits["connect"])
-                os.close(ready)
-                self.page_server_started.notify_all()
+    def take_plain(self, sock: socket.socket, token: str) -> None:
+        if self.postcopy:
+            self.use_token(token)
+            self.filling.links.put(Plain(sock))
+        else:
+            self.receive_pages(Plain(sock), token)
 
-    def on_pages_ready(self, _request: Answer) -> Answer:
-        """The page server holds the channel: the source may freeze."""
-        deadline = time.monotonic() + self.limits["connect"]
-        with self.page_server_started:
-            while self.job("page-server") is None:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self.page_server_started.wait(left):
-                    raise MigrationError("The destination did not start its page server.", "See guard.log there.")
-        return {}
+    def images_came(self) -> None:
+        with self.busy:
+            if self.lazy and self.rec.state == "receiving":
+                self.filling.expect()
 
-    def on_pages_done(self, _request: Answer) -> Answer:
-        job = self.job("page-server")
-        if job is None:
-            raise MigrationError("No page server ran on the destination.", "Run the migration again.")
-        result = job.wait(self.limits["dump"])
-        if result is None:
-            job.kill()
-            raise MigrationError("The page server did not end after the dump.", "See criu-page-server.log.")
-        if result.rc:
-            raise failed("page-server", result)
-        return {"result": result.as_dict()}
+    def give_back(self, share: str) -> None:
+        if self.reserve is not None:
+            self.reserve.give_back(share)
 
     def on_images(self, _request: Answer) -> Answer:
         """An empty image directory for a transfer that does not need a page server."""
         self.refuse_unless("armed", "receiving")
+        self.filling.forget()
         self.make_images_dir()
         self.silence_address()
         self.enter("receiving")
+        self.give_back("images")
         return {}
 
     def on_rsync_trouble(self, _request: Answer) -> Answer:
@@ -178,6 +173,9 @@ class DestinationGuard(ListeningGuard):
         if result.rc:
             raise failed("restore", result)
         self.check_copy(expected)
+        if self.lazy:
+            self.filling.secure()
+            self.filling.watch()
         self.enter("restored", restore=result.as_dict())
         return self.restored()
 
@@ -189,7 +187,10 @@ class DestinationGuard(ListeningGuard):
         pidfile = os.path.join(self.folder, "restore.pid")
         if os.path.exists(pidfile):
             os.unlink(pidfile)
-        cmd = self.criu.restore_argv(self.images, self.folder, pidfile)
+        self.give_back("process")
+        if self.lazy:
+            self.filling.begin([int(item["pid"]) for item in request["procs"]])
+        cmd = self.criu.restore_argv(self.images, self.folder, pidfile, lazy=self.lazy)
         return self.start_job("restore", cmd, self.log_path("criu-restore.log"))
 
     def silence_address(self) -> None:
@@ -199,6 +200,7 @@ class DestinationGuard(ListeningGuard):
         if net.is_local(self.address) and not self.rec.data.get("address_put"):
             raise self.address_taken()
         net.mute(self.address, self.run_id)
+        net.stand_by(net.IP)  # to put it on
         if not self.config.get("service_interface"):
             self.rec.data["address_place"] = net.interface_for(self.address)
 
@@ -225,7 +227,8 @@ class DestinationGuard(ListeningGuard):
             item.stopped_before = before.get(item.pid, False)
         self.rec.note(procs=[item.as_dict() for item in copy])
         missing = sorted(set(before) - {item.pid for item in copy})
-        running = [item.pid for item in copy if not proc.fully_stopped(item.pid)]
+        # A thread may still wait for a lazy page that it touched on its way into the stop.
+        running = [item.pid for item in proc.wait_stopped(copy, self.limits["freeze"])]
         if missing or running:
             raise MigrationError(
                 f"The restored copy is not whole: missing PIDs {missing}, not stopped {running}.",
@@ -253,6 +256,15 @@ class DestinationGuard(ListeningGuard):
         self.let_run()
         return {"state": self.rec.state, "times": self.rec.data["times"]}
 
+    def take_pages(self, sock: Secure) -> None:
+        self.filling.links.put(sock)
+
+    def on_filled(self, _request: Answer) -> Answer:
+        """Is every page there? Waits a while for it."""
+        if self.lazy:
+            self.filling.done.wait(self.limits["fill"])
+        return {**self.filling.progress(), "done": self.filling.done.is_set() or not self.lazy}
+
     def died_unseen(self) -> bool:
         """The record says "running", but the node went down since, or the copy is dead and nobody let it run."""
         if self.rec.state != "running":
@@ -274,9 +286,10 @@ class DestinationGuard(ListeningGuard):
             return
         if self.address:
             self.put_address_on()
-            net.unmute(self.run_id)
+            self.lift_drop()
             net.announce(self.address, self.rec.data["address_on"]["interface"])
         beat = self.heartbeat_mtime()
+        self.filling.go()
         proc.continue_procs(self.procs())
         self.rec.data["times"]["resumed"] = time.time()
         self.rec.note()
@@ -284,6 +297,20 @@ class DestinationGuard(ListeningGuard):
         self.watcher.start()
         if wait:
             self.watcher.join()
+
+    def lift_drop(self) -> None:
+        try:
+            net.lift(self.run_id)
+        except OSError as error:
+            self.say(f"the slow way to lift the drop: {error}")
+            net.unmute(self.run_id)
+
+    def forget_drop(self) -> None:
+        if self.address:
+            try:
+                net.unmute(self.run_id)
+            except MigrationError as error:
+                self.say(f"rules that drop nothing are left: {error.text()}")
 
     def after_resume(self, beat: float | None) -> None:
         """The first heartbeat after the freeze, as the kernel saw it; then how the tree looks."""
@@ -295,6 +322,7 @@ class DestinationGuard(ListeningGuard):
                 first = now
                 break
             time.sleep(0.0005)  # this period is the witness's resolution
+        self.forget_drop()
         with self.busy:
             self.rec.note(first_beat=first)
             self.observe("after", self.procs())
@@ -310,11 +338,13 @@ class DestinationGuard(ListeningGuard):
         if self.rec.state == "undone":
             return
         self.enter("undoing", why=why)
-        for name in ("page-server", "restore"):
-            job = self.job(name)
-            if job:
-                job.kill()
+        self.stop_receiving()
+        job = self.job("restore")
+        if job:
+            job.kill()
         left = proc.kill_tree(self.copy_procs(), self.limits["undo"])
+        if self.lazy:
+            self.filling.drop()
         if left:
             raise MigrationError(f"PIDs {[p.pid for p in left]} of the copy do not die.", "Reboot the destination.")
         if self.address and self.rec.data.get("address_put"):
@@ -352,7 +382,8 @@ class DestinationGuard(ListeningGuard):
             )  # closing sockets leave the table without an event; what stays is mute until the address is off
 
     def on_done(self, _request: Answer) -> Answer:
-        if self.rec.state == "running":
+        if self.rec.state == "running" and not self.is_filling():
+            self.forget_drop()  # a guard that was killed may have left it
             self.drop_images()
             self.enter("done")
         return {"state": self.rec.state}

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from collections.abc import Iterator
 
 from . import proc, sync
 
 
-def image_frames(folder: str, manifest: sync.Manifest) -> Any:
-    for header, body in sync.frames(0, folder, {}, manifest):
-        yield {**header, "images": True}, body
+def image_frames(folder: str) -> Iterator[sync.Frame]:
+    """Images as they are, without owner, mode and times: a process waits for them."""
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)):
+        with open(os.path.join(folder, name), "rb") as image:
+            offset = 0
+            while True:
+                body = image.read(sync.BLOCK)
+                if body or not offset:  # an empty one is an image, too
+                    yield {"op": "image", "name": name, "offset": offset}, body
+                offset += len(body)
+                if len(body) < sync.BLOCK:
+                    break
 
 
 def image_bytes(folder: str) -> int:
@@ -20,6 +29,17 @@ def image_bytes(folder: str) -> int:
     for base, _folders, files in os.walk(folder):
         total += sum(os.lstat(os.path.join(base, name)).st_size for name in files)
     return total
+
+
+def image_sizes(folder: str) -> dict[str, int]:
+    """Bytes of every image by its path below the folder, {} where there is no such folder. Never fails."""
+    found: dict[str, int] = {}
+    for base, _folders, names in os.walk(folder):
+        for name in sorted(names):
+            with contextlib.suppress(OSError):
+                path = os.path.join(base, name)
+                found[os.path.relpath(path, folder)] = os.lstat(path).st_size
+    return found
 
 
 def link_remaps(roots: list[str], since: float) -> list[str]:

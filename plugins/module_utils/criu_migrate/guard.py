@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import stat
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from . import limits, net, proc, record
 from .cli import Criu, Job, Options, living
 from .errors import MigrationError
-
-LOGS = ("criu-dump.log", "criu-restore.log", "criu-page-server.log", "criu-lazy-pages.log", "guard.log", "rsync.log")
-
+from .files import image_sizes
 
 RESTARTS = 20  # of one guard that is killed again and again
 
@@ -37,6 +37,8 @@ class Guard:
         self.address = str(config.get("service_address") or "")
         self.encrypted = config.get("transfer_encryption", "tls") != "none"
         self.transfer = str(config.get("transfer") or "page_server")
+        self.postcopy = config.get("strategy") == "postcopy"
+        self.lazy = self.postcopy or bool(config.get("lazy_restore"))
         if rec.state not in ("armed", *record.FINAL) and not self.rebooted():
             self.adopt()
 
@@ -76,6 +78,9 @@ class Guard:
         os.makedirs(self.images, mode=0o700)
 
     def drop_images(self) -> None:
+        listed = image_sizes(self.images)
+        if listed:
+            self.rec.data["images"] = listed  # what there was, for the results; the next state writes it down
         if not self.config.get("keep_images"):
             shutil.rmtree(self.images, ignore_errors=True)
 
@@ -102,6 +107,25 @@ class Guard:
         self.rec.note(jobs={**self.rec.data.get("jobs", {}), name: job.as_dict()}, launching="")
         return job
 
+    def start_and_hear(
+        self, name: str, argv: Callable[[int], list[str]], log: str, fds: tuple[int, ...], limit: float
+    ) -> tuple[Job, bool | None]:
+        """Start criu with a --status-fd, which `argv` gets, and wait for its word there that it is ready.
+
+        False: it ended without; None: not within `limit` seconds.
+        """
+        ready, said = os.pipe()
+        try:
+            try:
+                job = self.start_job(name, argv(said), log, (*fds, said))
+            finally:
+                os.close(said)
+            if not select.select([ready], [], [], limit)[0]:
+                return job, None
+            return job, bool(os.read(ready, 1))
+        finally:
+            os.close(ready)
+
     def rebooted(self) -> bool:
         """The node was started anew since the run began: every process of the record is dead, PIDs mean nothing."""
         return bool(self.rec.data["boot_id"] != record.boot_id())
@@ -122,6 +146,7 @@ class Guard:
     def observe(self, key: str, procs: list[proc.Proc]) -> None:
         """Memory (bytes), open files and a readable status of the tree, into the record."""
         self.rec.data[key] = {
+            "at": time.time(),
             "memory": proc.memory(procs),
             "open_files": proc.open_files(procs),
             "status": proc.status_text(procs),
@@ -199,6 +224,7 @@ def work(run_id: str) -> int:
     from .destination import DestinationGuard
     from .source import SourceGuard
 
+    sys.setswitchinterval(0.0005)  # a thread that answers a page fault is not to wait 5 ms for one that moves bytes
     held = record.lock(run_id)
     for _ in range(50):  # whoever looks whether a guard lives holds the lock for a moment
         if held is None:

@@ -30,25 +30,29 @@ def ring_order(data: bytes) -> list[float]:
     return slots[seam:] + slots[:seam]
 
 
-def on_one_clock(stamps: Sequence[float], freeze: float, clock_offset: float) -> list[float]:
-    """Return `stamps` on the destination's clock: those before `freeze` (source's) moved by `clock_offset` seconds.
+def on_one_clock(stamps: Sequence[float], frozen: float, clock_offset: float) -> list[float]:
+    """Return `stamps` on the destination's clock: those up to `frozen` (source's) moved by `clock_offset` seconds.
 
     The first stamp after the freeze is the first that is later than it, or, where the destination's clock is
     behind by more than the downtime, the first that steps back.
     """
     for place, stamp in enumerate(stamps):
-        if stamp > freeze or (place and stamp < stamps[place - 1]):
+        if stamp > frozen or (place and stamp < stamps[place - 1]):
             return [early + clock_offset for early in stamps[:place]] + list(stamps[place:])
     return [stamp + clock_offset for stamp in stamps]
 
 
 def gap_report(
-    stamps: Sequence[float], window: tuple[float, float] | None = None, clock_offset: float = 0.0
+    stamps: Sequence[float],
+    window: tuple[float, float] | None = None,
+    clock_offset: float = 0.0,
+    frozen: float | None = None,
 ) -> dict[str, Any]:
     """Return what stamps show; all figures are seconds.
 
     `window` is (freeze on the source's clock, thaw on the destination's clock). `clock_offset` is the destination's
-    clock minus the source's; it is added to the stamps, and to the window's start, before the freeze.
+    clock minus the source's; it is added to the stamps, and to the window's start, before the freeze. `frozen` is when
+    the whole process stood still, on the source's clock: until then, later than the freeze began, it may have stamped.
 
     resolution: the median distance of two stamps. usual_gap: the largest distance that has no part in the window, the
     error to expect of `service`. usual_gap_p99_9: 99.9 % of those are at most this. service: the longest gap that
@@ -65,7 +69,7 @@ def gap_report(
     }
     start, end = 0.0, 0.0
     if window is not None:
-        stamps = on_one_clock(stamps, window[0], clock_offset)
+        stamps = on_one_clock(stamps, window[0] if frozen is None else frozen, clock_offset)
         start, end = window[0] + clock_offset, window[1]
     gaps = [(later - early, early, later) for early, later in zip(stamps, stamps[1:])]
     inside = [gap for gap in gaps if window is not None and gap[2] > start and gap[1] < end]

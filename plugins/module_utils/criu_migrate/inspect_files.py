@@ -20,7 +20,9 @@ _KERNEL = ("/proc/", "/sys/", "/dev/")
 def look(procs: Iterable[proc.Proc], roots: list[str]) -> list[Facts]:
     """Every file, folder and FIFO that the tree has open, mapped, or as its cwd or root, each path once.
 
-    Each: path, kind, mode, size (bytes), pid, mapped, build_id, deleted, links, travels, fstype, locked.
+    Each: path, kind, mode, size (bytes), pid, mapped, build_id, deleted, links, travels, fstype, locked, fragile (a
+    POSIX lock, which a process loses as soon as it closes any descriptor of the file), sqlite (such a database, open
+    for writing).
     """
     found: dict[str, Facts] = {}
     mounts = inspect_node.mounts()
@@ -31,13 +33,29 @@ def look(procs: Iterable[proc.Proc], roots: list[str]) -> list[Facts]:
         for fd in _names(f"{base}/fd"):
             entry = _add(found, item.pid, f"{base}/fd/{fd}", roots, mounts)
             if entry is not None and entry["kind"] == "file":
-                entry["locked"] = entry["locked"] or _locked(f"{base}/fdinfo/{fd}")
+                locks = _locks(f"{base}/fdinfo/{fd}")
+                entry["locked"] = entry["locked"] or bool(locks)
+                entry["fragile"] = entry["fragile"] or "POSIX" in locks
+                entry["sqlite"] = entry["sqlite"] or _is_sqlite(base, fd)
         for name in _names(f"{base}/map_files"):
             entry = _add(found, item.pid, f"{base}/map_files/{name}", roots, mounts)
             if entry is not None and not entry["mapped"]:
                 entry["mapped"] = True
                 entry["build_id"] = "" if entry["deleted"] else build_id(entry["path"])
     return sorted(found.values(), key=lambda entry: str(entry["path"]))
+
+
+def _is_sqlite(base: str, fd: str) -> bool:
+    """Open for writing, and beginning as https://sqlite.org/fileformat.html has it."""
+    try:
+        with open(f"{base}/fdinfo/{fd}", encoding="ascii") as info:
+            flags = next((line.split()[1] for line in info if line.startswith("flags:")), "0")
+        if int(flags, 8) & os.O_ACCMODE == os.O_RDONLY:
+            return False
+        with open(f"{base}/fd/{fd}", "rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except (OSError, ValueError):
+        return False
 
 
 def _names(folder: str) -> list[str]:
@@ -64,8 +82,9 @@ def _add(found: dict[str, Facts], pid: int, link: str, roots: list[str], mounts:
     if path not in found:
         found[path] = {
             "path": path, "kind": what, "mode": stat.S_IMODE(seen.st_mode), "size": seen.st_size, "pid": pid,
-            "mapped": False, "build_id": "", "deleted": deleted, "links": seen.st_nlink, "locked": False,
-            "travels": below(path, roots), "fstype": inspect_node.mount_of(path, mounts)["fstype"],
+            "mapped": False, "build_id": "", "deleted": deleted, "links": seen.st_nlink,
+            "locked": False, "fragile": False, "sqlite": False, "travels": below(path, roots),
+            "fstype": inspect_node.mount_of(path, mounts)["fstype"],
         }  # fmt: skip
     return found[path]
 
@@ -80,12 +99,13 @@ def below(path: str, roots: Iterable[str]) -> bool:
     return any(path == root.rstrip("/") or path.startswith(root.rstrip("/") + "/") for root in roots)
 
 
-def _locked(path: str) -> bool:
+def _locks(path: str) -> set[str]:
+    """The kinds of locks (POSIX, FLOCK, OFDLCK, LEASE) that proc_pid_fdinfo(5) names."""
     try:
         with open(path, encoding="ascii", errors="replace") as handle:
-            return any(line.startswith("lock:") for line in handle)
+            return {line.split()[2] for line in handle if line.startswith("lock:")}
     except OSError:
-        return False
+        return set()
 
 
 def tree_bytes(root: str) -> int:

@@ -92,15 +92,23 @@ def _task(item: proc.Proc) -> Facts:
         "tracers": tracers(pid, threads),
         "limits_readable": limits_readable(pid),
         "namespaces": [n for n in NAMESPACES if _link(f"/proc/{pid}/ns/{n}") != _link(f"/proc/1/ns/{n}")],
+        "ipc": _link(f"/proc/{pid}/ns/ipc"),
         "cwd": _link(f"/proc/{pid}/cwd"),
         "root": _link(f"/proc/{pid}/root"),
     }
 
 
 def tracers(pid: int, threads: Iterable[int]) -> list[Facts]:
-    """Who traces a thread of the process: {pid, name}, each once."""
+    """Who traces a thread of the process: {pid, name, command}, each once."""
     found = {int(status(pid, tid).get("TracerPid", 0)) for tid in threads} - {0}
-    return [{"pid": tracer, "name": status(tracer).get("Name", "")} for tracer in sorted(found)]
+    return [
+        {
+            "pid": tracer,
+            "name": status(tracer).get("Name", ""),
+            "command": _read(f"/proc/{tracer}/cmdline").replace("\0", " ").strip(),
+        }
+        for tracer in sorted(found)
+    ]
 
 
 def limits_readable(pid: int) -> bool:
@@ -115,7 +123,7 @@ def limits_readable(pid: int) -> bool:
 
 
 def _maps_sysv(pid: int) -> bool:
-    """Shared memory of System V: it belongs to the node's IPC namespace, CRIU cannot take it out of there."""
+    """Shared memory of System V: CRIU takes it along only together with its whole IPC namespace."""
     return "/SYSV" in _read(f"/proc/{pid}/maps")
 
 
@@ -126,17 +134,33 @@ def outside_session(tree: list[Facts]) -> dict[str, int]:
 
 
 def _memory(procs: Iterable[proc.Proc]) -> dict[str, int]:
-    """Bytes: rss, pss and swap of the tree, and `pages`: what an image of it holds (files' pages stay out)."""
+    """Bytes: rss, pss and swap of the tree, `pages`: what an image of it holds (files' pages stay out), and `lazy`:
+    how much of that CRIU can bring after the restore (private and anonymous, not locked, no huge pages; vma.h)."""
     procs = list(procs)
     found = dict(proc.memory(procs))
-    pages = 0
+    found["pages"] = found["lazy"] = 0
     for item in procs:
         for line in _read(f"/proc/{item.pid}/smaps_rollup").splitlines():
             name, _, value = line.partition(":")
             if name in ("Anonymous", "Pss_Shmem", "Swap"):
-                pages += int(value.split()[0]) * 1024
-    found["pages"] = pages
+                found["pages"] += int(value.split()[0]) * 1024
+        found["lazy"] += _lazy_bytes(_read(f"/proc/{item.pid}/smaps"))
     return found
+
+
+def _lazy_bytes(smaps: str) -> int:
+    """Of one process (proc_pid_smaps(5)): private mappings without a file, neither locked nor of huge pages."""
+    total = anonymous = 0
+    private = False
+    for line in smaps.splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            private, anonymous = words[1][3] == "p" and not (len(words) > 5 and words[5].startswith("/")), 0
+        elif words[0] in ("Anonymous:", "Swap:"):
+            anonymous += int(words[1]) * 1024
+        elif words[0] == "VmFlags:" and private and not {"lo", "ht"} & set(words):
+            total += anonymous
+    return total
 
 
 def _special(fds: Iterable[tuple[int, int, str]]) -> dict[str, list[Facts]]:

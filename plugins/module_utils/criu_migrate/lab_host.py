@@ -101,7 +101,13 @@ def _try_cgroups() -> None:
     lab_cgroups.remove(name)
 
 
-def _existing(folder: str) -> str:
+def which(command: str) -> str | None:
+    """Where a command of this host lies, sbin included."""
+    return shutil.which(command, path=_PATH)
+
+
+def existing(folder: str) -> str:
+    """The lowest folder above a path that is there."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     return folder
@@ -113,7 +119,7 @@ def privileged_problems(disk: str, rate: str) -> list[Problem]:
     why = tried(_try_namespaces)
     if why:
         found.append(Problem(f"Namespaces cannot be made: {why}.", "Run on a machine or a VM with a full kernel."))
-    with tempfile.TemporaryDirectory(prefix="criu-migrate-lab-", dir=_existing(disk)) as folder:
+    with tempfile.TemporaryDirectory(prefix="criu-migrate-lab-", dir=existing(disk)) as folder:
         why = tried(lambda: _try_overlay(folder))
         # the kernel leaves work/work with mode 0, which only root may remove
     if why:
@@ -135,7 +141,7 @@ def resource_problems(image_exists: bool, cache: str) -> list[Problem]:
     found = []
     if platform.machine() not in MACHINES:
         found.append(Problem(f"The machine type is {platform.machine()}.", f"Use {' or '.join(MACHINES)}."))
-    free = shutil.disk_usage(_existing(cache)).free
+    free = shutil.disk_usage(existing(cache)).free
     if not image_exists and free < IMAGE_BYTES:
         found.append(Problem(f"{free / 1e9:.1f} GB are free for the image in {cache}.",
                              f"Free {IMAGE_BYTES / 1e9:.1f} GB there."))  # fmt: skip

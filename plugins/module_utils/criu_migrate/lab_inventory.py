@@ -25,11 +25,14 @@ def _group(name: str, members: Mapping[str, str], indent: str = "    ") -> str:
     return "\n".join(lines) + "\n"
 
 
-def hosts_yaml(hosts: Mapping[str, str], service: str) -> str:
+def hosts_yaml(hosts: Mapping[str, str], service: str, machines: bool = False) -> str:
     """The text of hosts.yml: node-1 is the source, node-2 the destination, every node is in all_nodes by zone."""
     text = MARK + "---\nall:\n  vars:\n"
     text += f"    ansible_user: {lab_store.USER}\n    ansible_python_interpreter: /usr/bin/python3\n"
     text += "    ansible_ssh_common_args: -F {{ inventory_dir }}/ssh.cfg\n"
+    if machines:
+        text += "    # an emulated machine may need longer than Ansible's 10 s for its first sudo\n"
+        text += "    ansible_timeout: 60\n"
     text += f"    # free in this lab: an address that moves with a process\n    lab_service_address: {service}\n"
     text += "  children:\n"
     text += _group("source", {"node-1": hosts["node-1"]})
@@ -48,7 +51,9 @@ def ssh_config(hosts: Mapping[str, str], folder: str, pin: str, python: str) -> 
     for name, address in hosts.items():
         text += f"Host {name} {address}\n  HostName {address}\n"
     # StrictHostKeyChecking as an argument of Ansible's would come before this file, so it holds for both
-    return text + f"""\
+    return (
+        text
+        + f"""\
 Host *
   User {lab_store.USER}
   IdentityFile "{folder}/.ssh/id_ed25519"
@@ -59,6 +64,7 @@ Host *
   ProxyUseFdpass yes
   ProxyCommand {python} -I -S "{folder}/.ssh/connect.py" {pin} %h %p
 """
+    )
 
 
 def known_hosts(hosts: Mapping[str, str], keys: Mapping[str, str]) -> str:
@@ -106,7 +112,9 @@ def ensure(lab: lab_store.Lab, folder: str, connect: str, python: str) -> bool:
         ".ssh/connect.py": program,
         ".ssh/known_hosts": known_hosts(hosts, {name: lab.host_key(name) for name in hosts}),
         "ssh.cfg": ssh_config(hosts, folder, lab.pin, python),
-        "hosts.yml": hosts_yaml(hosts, lab_net.address(int(lab.record["subnet"]), lab_store.SERVICE)),
+        "hosts.yml": hosts_yaml(
+            hosts, lab_net.address(int(lab.record["subnet"]), lab_store.SERVICE), bool(lab.record.get("vm"))
+        ),
     }
     for name, text in texts.items():
         changed = write(os.path.join(folder, name), text) or changed

@@ -66,9 +66,7 @@ def pivot_into(root: str) -> None:
     """Make `root`, a mount point, the root directory, and forget the old one."""
     number = _PIVOT_ROOT.get(platform.machine())
     if number is None:
-        raise MigrationError(
-            f"The lab does not know the machine type {platform.machine()}.", "Use x86_64 or aarch64."
-        )
+        raise MigrationError(f"The lab does not know the machine type {platform.machine()}.", "Use x86_64 or aarch64.")
     os.chdir(root)
     # pivot_root(".", ".") stacks the old root on the new one, so no directory for it is needed
     _checked(_libc.syscall(number, b".", b"."), f"pivot_root {root}")

@@ -112,9 +112,9 @@ def remove_hub(pin: str) -> bool:
     return False
 
 
-def _unplug(pin: str, name: str) -> None:
-    """Remove the cable of a node that died a moment ago: the kernel does it too, but later."""
-    if name not in ports(pin):
+def unplug(pin: str, name: str) -> None:
+    """Remove the cable of a node that is off: the kernel does it too, but later; nothing where there is none."""
+    if not hub_exists(pin) or name not in ports(pin):
         return
     try:
         inside(pin, ["ip", "link", "delete", name])
@@ -125,7 +125,7 @@ def _unplug(pin: str, name: str) -> None:
 
 def plug(pin: str, name: str, pid: int, subnet: int, host: int, rate: str = "") -> None:
     """A cable from the bridge (port named like the node) to eth0 in the network namespace of process `pid`."""
-    _unplug(pin, name)
+    unplug(pin, name)
     inside(pin, ["ip", "-batch", "-"], "\n".join([
         f"link add {name} type veth peer name eth0 address {hardware(subnet, host)} netns {pid}",
         f"link set {name} master {BRIDGE} up",

@@ -51,7 +51,7 @@ class Spec:
     layers: str = ""  # directory that holds upper/ and work/
     cgroup: str = ""  # name below criu-migrate-lab; "" for the caller's own cgroups
     own_network: bool = True
-    first_pid: int = 0  # so that PIDs of two nodes differ, as they would on machines that ran for a while
+    pid_place: float = 0.0  # 0 to 1: so that PIDs of two nodes differ, as they would on machines that ran for a while
     files: list[tuple[str, int, int, bytes]] = field(default_factory=list)  # path, mode, owner, content
 
 
@@ -149,7 +149,7 @@ def _become_init(spec: Spec, pid_write: int, go_read: int, fail_write: int) -> N
         _write_files(spec)
         pivot_into(spec.mount_point)
         _set_hostname(spec.hostname)
-        _set_first_pid(spec.first_pid)
+        _set_first_pid(spec.pid_place)
         _exec_init(spec, fail_write)
     except BaseException as exc:
         _report(fail_write, exc)
@@ -180,11 +180,18 @@ def _set_hostname(name: str) -> None:
         handle.write(name)
 
 
-def _set_first_pid(pid: int) -> None:
+def first_pid(place: float, pid_max: int) -> int:
+    """Where PIDs begin for a node at this place (0 to 1) among its likes; below 300 are those of the system itself."""
+    return 300 + int((pid_max - 300) * place)
+
+
+def _set_first_pid(place: float) -> None:
     path = "/proc/sys/kernel/ns_last_pid"
-    if pid and os.path.exists(path):
+    if os.path.exists(path):
+        with open("/proc/sys/kernel/pid_max", encoding="ascii") as handle:  # the node's own from Linux 6.14 on
+            highest = int(handle.read())
         with open(path, "w", encoding="ascii") as handle:
-            handle.write(str(pid))
+            handle.write(str(first_pid(place, highest)))
 
 
 def _build_root(spec: Spec) -> None:

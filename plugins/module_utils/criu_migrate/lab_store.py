@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from typing import Any
 
-from . import lab_cgroups, lab_net, lab_node
+from . import lab_cgroups, lab_net, lab_node, lab_vm, lab_vm_guest
 from .errors import MigrationError
 from .proc import Proc
 
@@ -19,6 +19,7 @@ FIRST_NODE, CLIENT, SERVICE = 10, 100, 200  # last parts of the addresses
 MAX_NODES = 80
 USER, USER_ID = "ubuntu", 1000
 ZONES = ("az_a", "az_c")
+Files = list[tuple[str, int, int, bytes]]  # path, mode, owner, content
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,29}$")
 
 
@@ -35,6 +36,7 @@ class Lab:
         self.disk = os.path.join(DISK_ROOT, name)
         self.pin = os.path.join(self.run, "net")
         self.record: dict[str, Any] = self._load()
+        self._booting: dict[str, Proc] = {}  # machines that this process has started and not yet attended
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -63,24 +65,28 @@ class Lab:
         subnet = int(self.record["subnet"])
         return {name: lab_net.address(subnet, int(host)) for name, host in self.record["hosts"].items()}
 
-    def planned(self, nodes: int, rate: str, image: str) -> dict[str, Any]:
-        """The record of the lab as it is asked for; the addresses of one that exists stay."""
+    def planned(self, nodes: int, rate: str, image: str, vm: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The record of the lab as it is asked for; the addresses of one that exists stay.
+
+        vm, for nodes that are virtual machines: folder (of lab_vm_image), memory (MiB), cpus, clock_offset (seconds).
+        """
         subnet = self.record.get("subnet")
         if subnet is None:
             subnet = lab_net.choose_subnet(self.name, taken_subnets(self.name))
         hosts = planned_hosts(nodes)
-        return {"name": self.name, "subnet": subnet, "rate": rate, "image": image, "hosts": hosts}
+        record = {"name": self.name, "subnet": subnet, "rate": rate, "image": image, "hosts": hosts}
+        return {**record, "vm": vm} if vm else record
 
-    def ensure_network(self, nodes: int, rate: str, image: str) -> bool:
+    def ensure_network(self, nodes: int, rate: str, image: str, vm: dict[str, Any] | None = None) -> bool:
         """The namespace, bridge and record of a lab with so many nodes; True when something was changed.
 
-        Nodes that are no longer asked for are removed, and all of them when the image is another one, as an
-        overlay must not change under its upper layer. A changed rate reaches the running nodes.
+        Nodes that are no longer asked for are removed, and all of them when the image (an overlay must not change
+        under its upper layer) or the machines are others. A changed rate reaches the running nodes.
         """
         for folder in (RUN_ROOT, DISK_ROOT, self.run, self.disk):
             os.makedirs(folder, 0o755, exist_ok=True)
-        record = self.planned(nodes, rate, image)
-        other_image = self.record.get("image", image) != image
+        record = self.planned(nodes, rate, image, vm)
+        other_image = self.record.get("image", image) != image or (self.record.get("vm") or None) != (vm or None)
         for name in self.record.get("hosts", {}):
             if other_image or name not in record["hosts"]:
                 self.remove_node(name)
@@ -103,8 +109,29 @@ class Lab:
         return lab_node.read_proc(self._pid_file(node))
 
     def running(self, node: str) -> bool:
+        """Whether a node is on; a machine whose boot nobody attended to its end is not."""
         init = self.init_of(node)
-        return init is not None and init.alive()
+        return init is not None and init.alive() and not os.path.exists(self._state(node) + ".booting")
+
+    def is_machine(self, node: str) -> bool:
+        """Whether a host is a virtual machine; the client's never is."""
+        return bool(self.record.get("vm")) and node.startswith("node-")
+
+    def _state(self, node: str) -> str:
+        return os.path.join(self.run, node)
+
+    def machine(self, node: str) -> lab_vm.Spec:
+        """What a start of this virtual machine is made of."""
+        vm, layers = self.record["vm"], os.path.join(self.disk, node)
+        return lab_vm.Spec(
+            name=f"{self.name}.{node}",
+            hardware=lab_vm.known_hardware(vm["folder"], vm["memory"], vm["cpus"]),
+            state=self._state(node),
+            console=os.path.join(layers, "console.log"),
+            disks=(os.path.join(layers, "root.raw"), os.path.join(layers, "settings.tar")),
+            hardware_address=lab_net.hardware(int(self.record["subnet"]), int(self.record["hosts"][node])),
+            cgroup=self._cgroup(node),
+        )
 
     def known(self, node: str) -> None:
         """Raise MigrationError unless the lab has such a node."""
@@ -116,16 +143,24 @@ class Lab:
     def start_node(self, node: str, authorized_key: str) -> bool:
         """Power a node on; its disk is what it was, or new. False when it was on.
 
-        Returns when its sshd answers. The key is kept for later starts, which need not give it.
+        `wait_ssh` tells when its sshd answers. The key is kept for later starts, which need not give it.
         """
         self.known(node)
         if self.running(node):
             return False
         lab_cgroups.remove(self._cgroup(node))
+        os.makedirs(os.path.join(self.disk, node), 0o755, exist_ok=True)
+        files = self._node_files(node, authorized_key)
+        init = self._start_machine(node, files) if self.is_machine(node) else self._start_namespaces(node, files)
+        with open(self._pid_file(node), "w", encoding="ascii") as handle:
+            handle.write(f"{init.pid} {init.start}\n")
+        return True
+
+    def _start_namespaces(self, node: str, files: Files) -> Proc:
         apply_sysctls(self.record["image"])
         layers = os.path.join(self.disk, node)
         mount_point = os.path.join(self.run, f"{node}.root")
-        for folder in (layers, f"{layers}/upper", f"{layers}/work", mount_point):
+        for folder in (f"{layers}/upper", f"{layers}/work", mount_point):
             os.makedirs(folder, 0o755, exist_ok=True)
         spec = lab_node.Spec(
             name=node,
@@ -135,34 +170,72 @@ class Lab:
             command=["/usr/sbin/sshd", "-D", "-e"],
             layers=layers,
             cgroup=self._cgroup(node),
-            files=self._node_files(node, authorized_key),
-            first_pid=first_pid(list(self.record["hosts"]).index(node), len(self.record["hosts"])),
+            files=files,
+            pid_place=self._pid_place(node),
         )
         subnet, host, rate = int(self.record["subnet"]), int(self.record["hosts"][node]), self.record["rate"]
-        init = lab_node.start(spec, lambda pid: lab_net.plug(self.pin, node, pid, subnet, host, rate))
-        with open(self._pid_file(node), "w", encoding="ascii") as handle:
-            handle.write(f"{init.pid} {init.start}\n")
-        return True
+        return lab_node.start(spec, lambda pid: lab_net.plug(self.pin, node, pid, subnet, host, rate))
+
+    def _start_machine(self, node: str, files: Files) -> Proc:
+        """Start QEMU; the boot goes on in `wait_ssh`, so that several can boot at once."""
+        vm, spec = self.record["vm"], self.machine(node)
+        first = lab_node.first_pid(self._pid_place(node), lab_vm_guest.PID_MAX)
+        own = lab_vm_guest.settings(spec.hardware_address, self.hosts()[node], first, self.clock_offset(node))
+        scripts = [(lab_vm_guest.SETTINGS, 0o644, 0, own), (lab_vm_guest.INIT, 0o755, 0, lab_vm_guest.SECOND.encode())]
+        lab_vm.make_disks(spec, os.path.join(vm["folder"], "root.raw"), [*files, *scripts])
+        with open(self._state(node) + ".booting", "w", encoding="ascii"):
+            pass
+        init = lab_vm.start(spec, lambda pid: lab_vm.plug(self.pin, node, pid, self.record["rate"]))
+        self._booting[node] = init
+        return init
+
+    def clock_offset(self, node: str) -> float:
+        """Seconds by which a node's clock is set off on purpose: the destination's."""
+        return float(self.record["vm"]["clock_offset"]) if self.is_machine(node) and node == "node-2" else 0.0
+
+    def _pid_place(self, node: str) -> float:
+        """Where a node's PIDs begin, 0 to 1: each at another place, so that a restored PID is likely free."""
+        return list(self.record["hosts"]).index(node) / len(self.record["hosts"])
 
     def wait_ssh(self, node: str, limit: float) -> None:
         """Wait until the node's sshd greets, at most `limit` seconds."""
+        log = os.path.join(self.disk, node, "upper/var/log/console.log")
+        if node in self._booting:
+            spec = self.machine(node)
+            lab_vm.attend(spec, self._booting.pop(node), self.clock_offset(node), limit)
+            os.unlink(self._state(node) + ".booting")
+            log = spec.console
         if not lab_net.greeted(self.pin, self.hosts()[node], 22, limit):
-            log = os.path.join(self.disk, node, "upper/var/log/console.log")
             raise MigrationError(f"No sshd answers on {node} within {limit:g} s.", f"Its messages are in {log}.")
 
-    def stop_node(self, node: str) -> bool:
-        """Cut a node's power; its disk stays. False when it was off."""
+    def stop_node(self, node: str, silent: bool = True) -> bool:
+        """Cut a node's power; its disk stays. False when it was off.
+
+        `silent`: nobody hears of it, as of a dead machine; else the kernel says goodbye for the killed processes.
+        """
+        if silent:
+            lab_net.unplug(self.pin, node)
         init = self.init_of(node)
         stopped = init is not None and lab_node.stop(init)
         lab_cgroups.remove(self._cgroup(node))
         return stopped
 
+    def set_link(self, node: str, state: str) -> bool:
+        """Cut ("down") or restore ("up") a node's cable; False when it was so already."""
+        changed = lab_net.set_link(self.pin, node, state)
+        init = self.init_of(node)
+        if changed and init is not None and self.is_machine(node):
+            lab_vm.set_carrier(self._state(node), state == "up", init)
+        return changed
+
     def remove_node(self, node: str) -> bool:
         """Stop a node and remove its disk; False when there was nothing."""
-        changed = self.stop_node(node)
+        # Whoever is still connected (Ansible keeps its connections) has to know, or a new lab could not be reached.
+        changed = self.stop_node(node, silent=False)
         changed = lab_cgroups.remove(self._cgroup(node)) or changed
-        if os.path.exists(self._pid_file(node)):
-            os.unlink(self._pid_file(node))
+        for kind in ("pid", "ctl", "qmp", "booting"):
+            if os.path.exists(f"{self._state(node)}.{kind}"):
+                os.unlink(f"{self._state(node)}.{kind}")
         mount_point = os.path.join(self.run, f"{node}.root")
         if os.path.isdir(mount_point):
             os.rmdir(mount_point)
@@ -184,7 +257,7 @@ class Lab:
         with open(path + ".pub", encoding="ascii") as handle:
             return handle.read().strip()
 
-    def _node_files(self, node: str, authorized_key: str) -> list[tuple[str, int, int, bytes]]:
+    def _node_files(self, node: str, authorized_key: str) -> Files:
         public = self.host_key(node)
         with open(os.path.join(self.disk, node, "ssh_host_ed25519_key"), "rb") as handle:
             private = handle.read()
@@ -232,13 +305,6 @@ def planned_hosts(nodes: int) -> dict[str, int]:
         raise MigrationError(f"lab_nodes={nodes} is not possible.", f"A lab has 2 to {MAX_NODES} nodes.")
     planned = {f"node-{number + 1}": FIRST_NODE + number for number in range(nodes)}
     return {**planned, "client-1": CLIENT}
-
-
-def first_pid(index: int, count: int) -> int:
-    """Where a node's PIDs begin: spread over what the kernel allows, so that a restored PID is likely free."""
-    with open("/proc/sys/kernel/pid_max", encoding="ascii") as handle:
-        highest = int(handle.read())
-    return 300 + (highest - 300) * index // count
 
 
 def taken_subnets(but: str) -> list[int]:

@@ -6,12 +6,14 @@ from typing import Any
 
 DEFAULTS: dict[str, float] = {
     "connect": 15.0,  # one dial of the other guard
+    "reserve": 5.0,  # fetching memory on the destination before the freeze; then with what there is
     "freeze": 10.0,  # SIGSTOP sent until every thread is stopped
     "dump": 300.0,  # criu dump, pages on their way included
     "transfer": 600.0,  # rsync or the stream of small images
     "restore": 300.0,  # criu restore
     "link": 60.0,  # without a word from the other guard before the source undoes
     "peer": 600.0,  # a destination that holds nothing waits so long for its source
+    "fill": 1.0,  # one answer to "is every page there?"; it is asked again without end
     "commit": 60.0,  # one answer to "commit"; it is asked again without end
     "undo": 60.0,  # killing the stopped copy on the destination
 }

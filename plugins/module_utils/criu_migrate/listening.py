@@ -34,8 +34,24 @@ class ListeningGuard(Guard, abc.ABC):
         self.handlers: dict[str, Callable[[Answer], Answer]] = {}
 
     @abc.abstractmethod
-    def start_page_server(self, sock: socket.socket, token: str) -> None:
-        """Give a connection to a page server, once the token proves that it belongs to the dump."""
+    def receive_pages(self, link: Secure, token: str) -> None:
+        """Take a dump's pages in, once the token proves that they belong to it."""
+
+    @abc.abstractmethod
+    def images_came(self) -> None:
+        """All images but pages are here."""
+
+    @abc.abstractmethod
+    def stop_receiving(self) -> None:
+        """Take no more of a dump's pages."""
+
+    @abc.abstractmethod
+    def take_plain(self, sock: socket.socket, token: str) -> None:
+        """A connection for pages without TLS, by a token that came over TLS."""
+
+    @abc.abstractmethod
+    def take_pages(self, sock: Secure) -> None:
+        """A connection over which the source serves pages of a process that is restored already."""
 
     def listen(self) -> socket.socket:
         """Bind within the range of the run, from a place that its name decides; the same port again after a restart."""
@@ -71,7 +87,8 @@ class ListeningGuard(Guard, abc.ABC):
                 if self.encrypted:
                     raise MigrationError("Pages have to come encrypted.", "Same version on both nodes?")
                 sock.settimeout(None)
-                self.start_page_server(sock, token)
+                self.take_plain(sock, token)
+                handed_over = True
                 return
             wire.tune(sock, wire.SILENCE)
             secure = Secure(sock, context, server=True)
@@ -96,8 +113,10 @@ class ListeningGuard(Guard, abc.ABC):
                 self.take_in(link, intake, header, body)
             elif name == "synced":
                 link.send(intake.end())
+                if intake.images.files:
+                    self.images_came()
                 intake = Intake(self.roots, self.images)
-            elif name in ("rsync", "page_channel"):
+            elif name in ("rsync", "page_channel", "lazy_channel"):
                 self.hand_over_channel(name, header, sock)
                 return True
             else:
@@ -111,8 +130,10 @@ class ListeningGuard(Guard, abc.ABC):
         if name == "rsync":
             self.refuse_unless("receiving")
             relay.serve_rsync(sock, header["argv"], self.images, self.log_path("rsync.log"))
+        elif name == "lazy_channel":
+            self.take_pages(sock)
         else:
-            self.start_page_server(relay.attach(sock), str(header["token"]))
+            self.receive_pages(sock, str(header["token"]))
 
     def take_in(self, link: wire.Link, intake: Intake, header: Answer, body: bytes) -> None:
         """One frame, while the directories are being filled; what an older connection still holds comes too late."""
@@ -123,7 +144,7 @@ class ListeningGuard(Guard, abc.ABC):
                 intake.take(header, body)
 
     def answer(self, name: str, request: Answer) -> Answer:
-        if name == "ping" or (name == "hello" and request.get("run_id") == self.run_id):
+        if name in ("ping", "filled") or (name == "hello" and request.get("run_id") == self.run_id):
             return self.handlers[name](request)  # never behind a request that takes its time
         if name == "undo":
             self.cut_short()
@@ -142,7 +163,8 @@ class ListeningGuard(Guard, abc.ABC):
     def cut_short(self) -> None:
         """An undo does not wait for what it takes back: without its criu the request that holds the lock ends."""
         if self.rec.state in ("receiving", "restoring"):
-            for job in filter(None, map(self.job, ("page-server", "restore"))):
+            self.stop_receiving()
+            for job in filter(None, map(self.job, ("restore", "lazy-pages"))):
                 job.kill()
 
     def refuse_unless(self, *states: str) -> None:

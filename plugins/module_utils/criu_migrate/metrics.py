@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,10 @@ def _difference(later: Any, earlier: Any) -> float | None:
 def status_of(source: Data, destination: Data) -> str:
     """migrated | rolled_back | failed, by the records alone: the source's decides."""
     state = source.get("state")
-    if state in ("done", "committed") and destination.get("state") in ("running", "done"):
+    there = destination.get("state")
+    if state == "done" or (state == "committed" and there in ("running", "done")):
+        return "migrated"
+    if state is None and there == "done":  # only the source's own word makes it so, though it cannot be reached now
         return "migrated"
     if state == "undone" and "freezing" in source.get("times", {}):
         return "rolled_back"
@@ -64,7 +66,7 @@ def downtime(source: Data, destination: Data, marks: Data, heartbeat: Data, clie
     }
 
 
-def transfer(params: Data, source: Data, stats: Data, marks: Data) -> dict[str, Any]:
+def transfer(params: Data, strategy: str, source: Data, destination: Data, stats: Data, marks: Data) -> dict[str, Any]:
     """Bytes of pages and images that crossed, and the seconds in which they did (page server: those of the dump)."""
     dump = stats.get("dump") or {}
     pages = int(dump.get("pages_written", 0)) * PAGE
@@ -73,6 +75,9 @@ def transfer(params: Data, source: Data, stats: Data, marks: Data) -> dict[str, 
     seconds = (
         (source.get("rsync") or {}).get("seconds") if rsync else _difference(marks.get("sent"), marks.get("frozen"))
     )
+    if strategy == "postcopy":  # pages go over the guards' link, whatever has taken the small images
+        pages = max(pages, int((destination.get("filled") or {}).get("pages_total") or 0) * PAGE)
+        seconds = _difference(marks.get("destination_filled"), marks.get("frozen"))
     total = (size if rsync else pages + size) if dump else None
     return {
         "method": params.get("transfer"),
@@ -99,6 +104,12 @@ def deadlines(params: Data, status: str, began: float | None, free: float | None
         }
         for name, limit in limits.items()
     }
+
+
+def lazy(source: Data, destination: Data) -> dict[str, Any]:
+    """Pages that came after the restore, and the seconds from the restore until the last was there."""
+    found = destination.get("filled") or source.get("lazy") or {}
+    return {name: found.get(name) for name in ("pages_total", "pages_transferred", "seconds")}
 
 
 def _observed(source: Data, destination: Data, key: str) -> dict[str, Any]:
@@ -163,6 +174,7 @@ def build(
         **{k: v for k, v in (destination.get("stats") or {}).items() if k == "restore"},
     }
     facts = preflight or {}
+    plan = facts.get("plan") or {}
     parts = downtime(one, two, marks, heartbeat or {}, client or {})
     problem = error or one.get("error") or two.get("guard_error")
     where = {"migrated": "destination", "rolled_back": "source"}.get(status)
@@ -173,10 +185,10 @@ def build(
         "run_id": params["run_id"],
         "experiment_name": params.get("experiment_name") or f"{params['workload']['name']}-full",
         "workload": {"name": params["workload"]["name"], "params": params["workload"]["params"]},
-        "strategy": "full",
-        "strategy_reason": "the only strategy of this version" if params.get("migration_strategy") == "auto" else None,
-        "lazy_restore": False,
-        "transfer": transfer(params, one, stats, marks),
+        "strategy": plan.get("strategy"),
+        "strategy_reason": plan.get("reason") if params.get("migration_strategy") == "auto" else None,
+        "lazy_restore": bool(plan.get("lazy_restore")),
+        "transfer": transfer(params, str(plan.get("strategy")), one, two, stats, marks),
         "status": status,
         "process": {
             "node": (named.get(where or "") or {}).get("name") if where else None,
@@ -200,13 +212,13 @@ def build(
         "stop_reason": None,
         "dump": stats.get("dump") or {},
         "restore": stats.get("restore") or {},
-        "lazy": {"pages_total": None, "pages_transferred": None, "seconds": None},
+        "lazy": lazy(one, two),
         "memory": _observed(one, two, "memory"),
         "open_files": _observed(one, two, "open_files"),
         "deadlines": deadlines(params, status, began, marks.get("done")),
         "integrity": integrity(verified or {}, client or {}),
     }
-    if problem and status != "migrated":
+    if problem and (error or status != "migrated"):
         result["error"] = {
             "phase": problem.get("phase", "unknown"),
             "message": problem.get("message", ""),
@@ -218,28 +230,3 @@ def build(
 def _name(names: Mapping[str, Mapping[str, str]], role: str) -> dict[str, str]:
     found = names.get(role) or {}
     return {"name": found.get("name", role), "address": found.get("address", "")}
-
-
-def files(source: Data, destination: Data) -> dict[str, str]:
-    """Logs of both nodes under the names of the seed documents' results folder."""
-    found: dict[str, str] = {}
-    for folder, collected in (("source", source), ("dest", destination)):
-        for name, text in (collected.get("logs") or {}).items():
-            if name != "output.log":
-                found[f"{folder}/{name}"] = text
-        record = collected.get("record")
-        if record:
-            found[f"{folder}/record.json"] = _json(record)
-    before = (source.get("record") or {}).get("before") or {}
-    after = (destination.get("record") or {}).get("after") or (source.get("record") or {}).get("after") or {}
-    if before:
-        found["source/workload_status_pre_dump.txt"] = before.get("status", "")
-        found["source/workload_stdout_pre_dump.log"] = (source.get("logs") or {}).get("output.log", "")
-    if after:
-        found["dest/workload_status_post_restore.txt"] = after.get("status", "")
-        found["dest/workload_stdout_post_restore.log"] = (destination.get("logs") or {}).get("output.log", "")
-    return found
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"

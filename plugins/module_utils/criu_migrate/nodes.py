@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ACCOUNT = {"ssh_user": "SSH_USER", "ssh_key": "SSH_KEY"}
 NO_NODES = """\
-There is no source and no destination. Name them in one of these three ways:
-  1. SOURCE_NODE_IP and DEST_NODE_IP in the environment
-     (SSH_USER and SSH_KEY too, where they are not ubuntu and your own key);
+There is no source and no destination. Name them in one of these ways:
+  1. -e source_ip=... -e dest_ip=..., or SOURCE_NODE_IP and DEST_NODE_IP in the environment
+     (ssh_user and ssh_key, or SSH_USER and SSH_KEY, where they are not ubuntu and your own key);
   2. a servers.yaml, here or in config/, as Terraform writes it (see inventories/terraform);
-  3. the lab on this machine: ansible-playbook playbooks/lab.yml
+  3. AZ_A_INSTANCES_IP in the environment, two or more addresses;
+  4. the lab on this machine: ansible-playbook playbooks/lab.yml
 Or give an inventory of your own with the groups source and destination: -i inventories/example"""
 
 Host = dict[str, Any]
@@ -33,10 +36,41 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any] | None:
         there, missing = names if source else reversed(names)
         raise NodesError(f"{there} is set in the environment and {missing} is not: set both, or unset it.")
     nodes: dict[str, Any] = {"source": {"ip": source}, "destination": {"ip": destination}}
-    for key, name in (("ssh_user", "SSH_USER"), ("ssh_key", "SSH_KEY")):
-        if environ.get(name):
-            nodes[key] = environ[name]
-    return nodes
+    return with_account(nodes, environ)
+
+
+def with_account(nodes: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the nodes with the account and the key that SSH_USER and SSH_KEY name, where they do."""
+    given = {key: environ[name] for key, name in ACCOUNT.items() if environ.get(name)}
+    return {**nodes, **given}
+
+
+def zones(environ: Mapping[str, str]) -> dict[str, list[Host]]:
+    """Return the nodes of each zone that ``AZ_<ZONE>_INSTANCES_IP`` names, addresses with blanks between them."""
+    found: dict[str, list[Host]] = {}
+    for name in sorted(environ):
+        match = re.fullmatch(r"AZ_([A-Z0-9]+)_INSTANCES_IP", name)
+        addresses = environ[name].split() if match else []
+        if match and addresses:
+            zone = f"az_{match.group(1).lower()}"
+            label = zone.replace("_", "-")
+            found[zone] = [{"ip": ip, "name": f"{label}-node-{place}"} for place, ip in enumerate(addresses)]
+    return found
+
+
+def from_zones(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return two nodes of one zone where a zone has two, else one of each of the first two zones; None without zones.
+
+    :raises NodesError: there is one node only
+    """
+    named = zones(environ)
+    if not named:
+        return None
+    pair = next((members[:2] for members in named.values() if len(members) > 1), None)
+    pair = pair or [members[0] for members in named.values()][:2]
+    if len(pair) < 2:
+        raise NodesError("AZ_*_INSTANCES_IP in the environment names one node only: it takes two, a blank between.")
+    return with_account({"source": pair[0], "destination": pair[1], "all_nodes": named}, environ)
 
 
 def read_servers(data: Any, where: str) -> dict[str, Any]:
@@ -90,6 +124,20 @@ def build_inventory(nodes: Mapping[str, Any]) -> tuple[dict[str, Host], dict[str
     if isinstance(nodes.get("client"), Mapping) and nodes["client"].get("ip"):
         add(nodes["client"], "client")
     return hosts, groups
+
+
+def check_options(given: Mapping[str, Any], used: str) -> list[str]:
+    """Say which of source_ip, dest_ip, ssh_user and ssh_key nothing reads.
+
+    :param given: those that were given as extra variables
+    :param used: where the inventory plugin took the nodes from, '' where another inventory was given
+    """
+    if used == "lab" or not used:
+        where = "the lab has its own account and addresses" if used else "it is for the default inventory"
+        instead = "ansible_host, ansible_user and ansible_ssh_private_key_file in your inventory"
+        hint = "leave it out" if used else f"with -i, set {instead}"
+        return [f"{name}: {where}; {hint}." for name in sorted(given)]
+    return []
 
 
 def check_pair(

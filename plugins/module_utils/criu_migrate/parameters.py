@@ -17,14 +17,16 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 from .limits import DEFAULTS as LIMITS
 from .metrics import NOTICES as DEADLINES
+from .tracing import SECONDS
 
 RANGES: dict[str, tuple[float, float]] = {
     "predump_iterations": (0, 1000),
     "predump_interval": (0, 3600),
     "ghost_limit": (0, 1 << 40),
     "heartbeat_interval": (0.001, 60),
+    "output_seconds": (0, 600),
 }
-BUILT_STRATEGIES = ("auto", "full")
+BUILT_STRATEGIES = ("auto", "full", "postcopy", "lazy")
 BUILT_TRANSFERS = ("page_server", "rsync")
 # What Ansible and the lab's inventory set themselves.
 FREE_PREFIXES = ("ansible_", "lab_")
@@ -249,11 +251,12 @@ def check_common(values: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
 def _check_built(values: Mapping[str, Any]) -> list[str]:
     problems = []
     strategy = values.get("migration_strategy", "auto")
-    later = [f"migration_strategy={strategy}"] if strategy not in BUILT_STRATEGIES else []
-    later += [f"{name}=true" for name in ("lazy_pages", "lazy_restore") if values.get(name)]
-    if later:
-        problems.append(f"{' and '.join(later)}: not in this version, which offers migration_strategy=full "
-                        "(or auto) with an eager restore only.")
+    if strategy not in BUILT_STRATEGIES:
+        problems.append(f"migration_strategy={strategy}: not in this version, which offers full, with or without "
+                        "lazy_restore, and postcopy (and auto).")
+    if values.get("lazy_restore") is not None and (values.get("lazy_pages") or strategy in ("postcopy", "lazy")):
+        problems.append("lazy_restore is for migration_strategy=full; post-copy (lazy_pages=true) brings all memory "
+                        "after the restore anyway: leave lazy_restore out.")
     transfer = values.get("transfer", "page_server")
     if transfer not in BUILT_TRANSFERS:
         offered = " and ".join(BUILT_TRANSFERS)
@@ -263,6 +266,12 @@ def _check_built(values: Mapping[str, Any]) -> list[str]:
 
 def _absolute(path: str) -> bool:
     return path.startswith("/") and path.strip("/") != "" and ".." not in path.split("/")
+
+
+def output_seconds(values: Mapping[str, Any]) -> float:
+    """Seconds of output after the restore, as asked for, or what goes with the way of capturing."""
+    asked = values.get("output_seconds")
+    return float(asked) if asked is not None else (SECONDS if values.get("output_capture") == "strace" else 0.0)
 
 
 def parse_address(text: str) -> str:

@@ -8,9 +8,10 @@ import io
 import zipfile
 
 NAMES = (
-    "calling", "cli", "destination", "errors", "files", "guard", "intake", "limits", "listening",
-    "net", "proc", "record", "relay", "secure",
-    "sockets", "source", "stats", "sync", "wire",
+    "calling", "cli", "destination", "errors", "files", "fill", "filling", "guard", "intake", "layout", "lazy_file",
+    "lazy_proxy", "lazy_source", "lazy_store", "lazy_window", "lazymap", "limits", "listening", "net", "output",
+    "page_images", "proc", "receiving", "record", "relay", "reserve", "secure", "serving", "sockets", "source",
+    "stats", "store", "sync", "tracing", "uffd", "wire",
 )  # fmt: skip
 _MAIN = "import sys\nfrom criu_migrate.guard import main\nsys.exit(main(sys.argv))\n"
 # Ansible packs only modules that it sees imported; payload needs the text of every one of them.
@@ -20,19 +21,36 @@ from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by
     destination,
     errors,
     files,
+    fill,
+    filling,
     guard,
     intake,
+    layout,
+    lazy_file,
+    lazy_proxy,
+    lazy_source,
+    lazy_store,
+    lazy_window,
+    lazymap,
     limits,
     listening,
     net,
+    output,
+    page_images,
     proc,
+    receiving,
     record,
     relay,
+    reserve,
     secure,
+    serving,
     sockets,
     source,
     stats,
+    store,
     sync,
+    tracing,
+    uffd,
     wire,
 )
 

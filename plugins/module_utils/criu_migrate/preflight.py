@@ -74,7 +74,7 @@ def same_node(case: Case) -> bool:
 
 def judge(case: Case) -> list[Finding]:
     """Every finding of every check, problems first. One node under two names is the only finding then."""
-    from . import preflight_images, preflight_nodes, preflight_process, preflight_sockets
+    from . import preflight_images, preflight_nodes, preflight_plan, preflight_process, preflight_sockets
 
     if same_node(case):
         pair = f"{case.names['source']} and {case.names['destination']}"
@@ -89,7 +89,7 @@ def judge(case: Case) -> list[Finding]:
     found = list(preflight_process.check_there(case))
     if found:
         case = case._replace(tree={}, there={**case.there, "files": [], "pids_taken": [], "ports_taken": []})
-    for module in (preflight_nodes, preflight_process, preflight_sockets, preflight_images):
+    for module in (preflight_nodes, preflight_process, preflight_sockets, preflight_images, preflight_plan):
         for check in module.CHECKS:
             found += check(case)
     return sorted(found, key=lambda finding: finding.warning)
@@ -104,13 +104,15 @@ def message(findings: Iterable[Finding]) -> str:
 
 def result(case: Case, findings: Iterable[Finding]) -> Facts:
     """The compact facts that a migration needs later on."""
-    from . import preflight_images
+    from . import preflight_images, preflight_plan
 
+    plan = preflight_plan.decide(case)
     tree = case.tree
     return {
         "source": _node(case.source, case.names["source"]),
         "destination": _node(case.destination, case.names["destination"]),
         "images": preflight_images.choose(case).images,
+        "plan": {"strategy": plan.strategy, "lazy_restore": plan.lazy_restore, "reason": plan.reason},
         "warnings": [finding.text() for finding in findings if finding.warning],
         "process": {
             "pid": tree["pid"],

@@ -38,6 +38,8 @@ def _tasks(case: Case) -> list[Facts]:
 def check_tracers(case: Case) -> Iterator[Finding]:
     for task in _tasks(case):
         for tracer in task["tracers"]:
+            if case.params.get("output_capture") == "strace" and f"/{case.params['run_id']}/" in tracer["command"]:
+                continue  # this run's own, which leaves before the freeze
             text = f"The process {_name(task)} is traced by {_name(tracer)}, so CRIU cannot dump it."
             yield Finding("tracer", case.names["source"], text, f"End the tracer: kill {tracer['pid']}")
 
@@ -53,10 +55,17 @@ def check_limits(case: Case) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def own_ipc(case: Case) -> bool:
+    """The whole tree lives in one IPC namespace of its own, which CRIU takes along with what is in it."""
+    tasks = _tasks(case)
+    return len({task["ipc"] for task in tasks}) == 1 and all("ipc" in task["namespaces"] for task in tasks)
+
+
 def check_namespaces(case: Case) -> Iterator[Finding]:
-    own = [task for task in _tasks(case) if set(task["namespaces"]) - {"cgroup"}]
+    fine = {"cgroup", "ipc"} if own_ipc(case) else {"cgroup"}
+    own = [task for task in _tasks(case) if set(task["namespaces"]) - fine]
     if own:
-        spaces = sorted({name for task in own for name in task["namespaces"]})
+        spaces = sorted({name for task in own for name in task["namespaces"] if name not in fine})
         yield Finding(
             "namespaces", case.names["source"],
             f"In namespaces of their own ({', '.join(spaces)}), as in a container or a hardened service: "
@@ -83,12 +92,14 @@ def check_unsupported(case: Case) -> Iterator[Finding]:
     tree, node = case.tree, case.names["source"]
     if not tree.get("found"):
         return
-    for item in tree["unsupported"]:
-        text = f"PID {item['pid']} holds {item['what']} (descriptor {item['fd']}), which CRIU cannot dump."
-        yield Finding("unsupported", node, text, _remedy_for(item["what"]))
-    if tree["sysv"]:
-        text = f"System V shared memory is in use by {listed(tree['sysv'])}, which CRIU cannot take out of the node."
-        yield Finding("unsupported", node, text, "Let it use mmap instead (PostgreSQL: shared_memory_type=mmap).")
+    for pid, what in sorted({(item["pid"], item["what"]) for item in tree["unsupported"]}):
+        numbers = [item["fd"] for item in tree["unsupported"] if (item["pid"], item["what"]) == (pid, what)]
+        text = f"PID {pid} holds {what} (descriptor {listed(numbers)}), which CRIU cannot dump."
+        yield Finding("unsupported", node, text, _remedy_for(what))
+    if tree["sysv"] and not own_ipc(case):
+        text = f"System V shared memory is in use by {listed(tree['sysv'])}. It belongs to the whole node here, so "
+        remedy = "Start the program in an IPC namespace of its own, as PostgreSQL always needs: unshare --ipc PROGRAM"
+        yield Finding("unsupported", node, text + "CRIU cannot dump it.", remedy)
     for item in tree["pipes_outside"]:
         text = f"Descriptor {item['fd']} of PID {item['pid']} is a pipe to {_name({**item, 'pid': item['other']})}, "
         yield Finding("pipe", node, text + "which stays behind: after the move it is closed.", "", True)
@@ -96,7 +107,8 @@ def check_unsupported(case: Case) -> Iterator[Finding]:
 
 def _remedy_for(what: str) -> str:
     known = {
-        "io_uring": "Start the program without io_uring (sysctl kernel.io_uring_disabled=2 makes most fall back).",
+        "io_uring": "Let the kernel refuse it, most programs then do without: sysctl kernel.io_uring_disabled=2, or in "
+        "the program's unit SystemCallFilter=~io_uring_setup and SystemCallErrorNumber=ENOSYS.",
         "userfaultfd": "Wait until its lazy restore is complete, or start it without userfaultfd.",
         "perf_event": "Detach the profiler.",
     }
@@ -179,13 +191,28 @@ def check_deleted(case: Case) -> Iterator[Finding]:
 
 
 def check_locks(case: Case) -> Iterator[Finding]:
-    locked = [item["path"] for item in case.tree.get("files", []) if item["locked"]]
+    """CRIU 4.2 takes locks before it maps files, and closing what it mapped drops a process's POSIX locks again."""
+    node, files = case.names["source"], case.tree.get("files", [])
+    locked = [item["path"] for item in files if item["locked"]]
     if locked and not case.params.get("file_locks"):
-        text = f"Files are locked: {listed(locked)}."
-        yield Finding("locks", case.names["source"], text, "Give file_locks=true.")
+        yield Finding("locks", node, f"Files are locked: {listed(locked)}.", "Give file_locks=true.")
+    lost = [item["path"] for item in files if item["fragile"] and item["mapped"]]
+    if lost:
+        text = f"Files are mapped and under a POSIX lock, which CRIU loses: {listed(lost)}."
+        remedy = "Without it another process may destroy them. Let the program do without one of the two (SQLite: "
+        yield Finding("locks", node, text, remedy + "PRAGMA journal_mode=DELETE in place of WAL, mmap_size=0).")
+
+
+def check_sqlite(case: Case) -> Iterator[Finding]:
+    """SQLite looks whether the file under its name is still the one it has open (SQLITE_READONLY_DBMOVED)."""
+    paths = [item["path"] for item in case.tree.get("files", []) if item.get("sqlite")]
+    if paths:
+        text = f"SQLite databases are open for writing: {listed(paths)}. It notices a copy, and writes no more."
+        remedy = "Let the program close them before, and open them after, the move."
+        yield Finding("sqlite", case.names["source"], text, remedy)
 
 
 CHECKS: tuple[Check, ...] = (
     check_tracers, check_limits, check_namespaces, check_session, check_unsupported, check_pids,
-    check_files, check_deleted, check_locks,
+    check_files, check_deleted, check_locks, check_sqlite,
 )  # fmt: skip

@@ -111,6 +111,17 @@ def fully_stopped(pid: int) -> bool:
     return all(state in "TZX" for state in states)
 
 
+def wait_stopped(procs: Iterable[Proc], limit: float) -> list[Proc]:
+    """Wait until every thread is in group stop; returns the processes of which one is not after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    left = list(procs)
+    while True:
+        left = [item for item in left if not fully_stopped(item.pid)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.0005)  # the kernel offers no event for it
+
+
 def stop_tree(
     root: Proc, limit: float, known: Iterable[Proc] = (), note: Callable[[list[Proc]], None] | None = None
 ) -> list[Proc]:
@@ -147,6 +158,21 @@ def stop_tree(
                 "A thread in uninterruptible sleep (state D) waits for I/O: look at /proc/PID/stack, then try again.",
             )
         time.sleep(0.0005)  # the kernel offers no event for "every thread is in group stop"
+
+
+def stack_ends_on_page(procs: Iterable[Proc]) -> bool:
+    """A stopped thread's stack pointer is a multiple of the page size: CRIU 4.2 then takes all pages for a stack's
+    (is_stack in criu/mem.c) and brings none later. The pointer is the last but one word (proc_pid_syscall(5))."""
+    for item in procs:
+        for tid in threads(item.pid):
+            try:
+                with open(f"/proc/{item.pid}/task/{tid}/syscall", encoding="ascii") as handle:
+                    words = handle.read().split()
+            except OSError:
+                continue
+            if len(words) > 2 and int(words[-2], 16) % os.sysconf("SC_PAGE_SIZE") == 0:
+                return True
+    return False
 
 
 def continue_procs(procs: Iterable[Proc]) -> None:

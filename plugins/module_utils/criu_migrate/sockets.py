@@ -6,7 +6,8 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .proc import Proc
@@ -81,7 +82,7 @@ def tcp_sockets(procs: Iterable[Proc]) -> list[dict[str, Any]]:
     return list(result.values())
 
 
-def _steal(pid: int, fd: int) -> int:
+def duplicate(pid: int, fd: int) -> int:
     """A duplicate of another process's descriptor, by pidfd_getfd(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     pidfd = os.pidfd_open(pid)
@@ -100,7 +101,7 @@ def in_repair(procs: Iterable[Proc], off: bool) -> int:
     count = 0
     for item in tcp_sockets(procs):
         try:
-            with socket.socket(fileno=_steal(item["pid"], item["fd"])) as sock:
+            with socket.socket(fileno=duplicate(item["pid"], item["fd"])) as sock:
                 if sock.getsockopt(socket.IPPROTO_TCP, TCP_REPAIR):
                     count += 1
                     if off:
@@ -116,3 +117,16 @@ def in_repair(procs: Iterable[Proc], off: bool) -> int:
 def sockets_of_address(address: str) -> int:
     """TCP sockets of this node, whoever holds them, with that local address."""
     return sum(1 for item in table(os.getpid()).values() if item["local"][0] == address and item["state"] != LISTEN)
+
+
+def uncork(sock: socket.socket, alive: Callable[[], bool]) -> None:
+    """Take TCP_CORK off, which criu puts on its connection to a page server, once and soon after its start.
+
+    With it the last word of a dump, which asks for an answer, stays in the socket for the 200 ms of tcp(7), and the
+    process stands still for so long. Waits while `alive`; the kernel tells of no change.
+    """
+    while sock.family != socket.AF_UNIX and alive():
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+            return
+        time.sleep(0.0005)

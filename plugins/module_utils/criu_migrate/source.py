@@ -12,14 +12,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from . import net, proc, relay, sockets, stats, sync, wire
+from . import net, output, proc, relay, sockets, stats, sync, tracing, wire
 from .calling import Answer, CallingGuard
 from .cli import UNKNOWN, PageServer, Result, failed, remedy, tail
 from .errors import LinkLost, MigrationError, Refused
 from .files import image_bytes, image_frames, link_remaps, mapped_files
 from .record import Record
 from .secure import Secure
+from .serving import Serving
 
+STACK_TRIES = 5  # freezes until no stack pointer lies on the border of a page, which is one of 512 for a thread
 BEFORE_COMMIT = ("armed", "freezing", "frozen", "dumped", "detached", "restored")
 
 
@@ -30,6 +32,7 @@ class SourceGuard(CallingGuard):
         super().__init__(rec, config)
         self.root = proc.Proc(int(config["pid"]), int(config["start"]))
         self.page_channel: socket.socket | None = None
+        self.serving = Serving(self)
         self.manifests: list[sync.Manifest] = []
         self.steps: dict[str, Callable[[], None]] = {
             "armed": self.prepare,
@@ -79,15 +82,15 @@ class SourceGuard(CallingGuard):
     def after_reboot(self) -> None:
         """The process died with this node: proof enough to let a copy run that the destination holds, if any."""
         held = ""
-        while held in ("", "restoring"):  # its copy may be the only one: without its word nothing is decided
+        while not (held or self.postcopy):  # its copy may be the only one: without its word nothing is decided
             try:
-                held = str(self.ask({"op": "state"}, self.limits["connect"])["state"])
+                held = self.held()
             except MigrationError as error:
                 self.say(f"after a reboot of the source: {error.text()}")
                 since = (self.rec.data.get("stalled") or {}).get("since", time.time())
                 self.rec.note(stalled={**error.as_dict(), "since": since})
-            time.sleep(1.0 if held in ("", "restoring") else 0.0)
-        if held in ("restored", "running", "done"):  # running: a person has fenced this node meanwhile
+                time.sleep(1.0)
+        if held in ("restored", "running", "done"):  # running: a person fenced this node
             self.commit()
         else:
             lost = MigrationError("The source was rebooted, and the process died with it.", "Start the process again.")
@@ -110,19 +113,8 @@ class SourceGuard(CallingGuard):
                     f"{self.address} is not on the source.", "Add it there, or leave service_address out."
                 )
             self.rec.note(address_on=where)
+            net.stand_by(net.IP)
         self.enter("freezing", procs=[item.as_dict() for item in procs])
-
-    def measure_clock(self) -> dict[str, float]:
-        """Offset of the destination's clock (seconds to add to the source's), by Cristian's algorithm (1989) as NTP
-        uses it (RFC 5905 section 8): the sample with the least round trip, its half is the bound."""
-        best: dict[str, float] | None = None
-        for _ in range(16):
-            sent = time.time()
-            far = float(self.ask({"op": "ping"}, self.limits["connect"])["now"])
-            got = time.time()
-            if got >= sent and (best is None or got - sent < 2 * best["bound"]):
-                best = {"offset": far - (sent + got) / 2, "bound": (got - sent) / 2}
-        return best or {"offset": 0.0, "bound": float("inf")}
 
     def send_roots(self, mapped: frozenset[str] = frozenset()) -> Answer:
         """Working directories to the destination; the second time only what has changed."""
@@ -144,9 +136,15 @@ class SourceGuard(CallingGuard):
             self.page_channel.close()
             self.page_channel = None
         self.make_images_dir()
-        if self.transfer != "page_server":
+        if self.postcopy or self.transfer != "page_server":
             self.ask({"op": "images"}, self.limits["connect"])
+            if self.postcopy:
+                self.insist(self.serving.open)
             return
+        self.insist(self.open_page_channel)
+        self.ask({"op": "pages_ready"}, self.limits["connect"])
+
+    def open_page_channel(self) -> None:
         token = str(self.ask({"op": "pages"}, self.limits["connect"])["token"])
         sock = relay.dial(self.config, self.folder, self.limits["connect"], self.encrypted, self.limits["link"])
         if isinstance(sock, Secure):
@@ -155,30 +153,44 @@ class SourceGuard(CallingGuard):
         else:
             sock.sendall(wire.PAGE_MAGIC + token.encode())
             self.page_channel = sock
-        self.ask({"op": "pages_ready"}, self.limits["connect"])
 
     # --- the freeze --------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        if self.transfer == "page_server" and self.page_channel is None and self.job("dump") is None:
+        if self.takes_pages() and self.page_channel is None and self.job("dump") is None:
             self.open_transfer()  # this guard was started again
+        tracing.end(self.folder, "pre_dump")  # CRIU cannot dump what strace traces
         self.rec.data["times"]["stopping"] = time.time()
         procs = proc.stop_tree(self.root, self.limits["freeze"], self.procs(), self.note_procs)
+        for _ in range(STACK_TRIES if self.lazy else 0):
+            if not proc.stack_ends_on_page(procs):
+                break
+            proc.continue_procs(procs)
+            procs = proc.stop_tree(self.root, self.limits["freeze"], procs, self.note_procs)
+        self.rec.data["output"] = output.place(str(self.config["working_dir"]), self.root.pid)
         self.enter("frozen", procs=[item.as_dict() for item in procs], last_beat=self.heartbeat_mtime())
+
+    def takes_pages(self) -> bool:
+        """The dump's pages go to a page server on the destination."""
+        return self.transfer == "page_server" and not self.postcopy
 
     def note_procs(self, procs: list[proc.Proc]) -> None:
         self.rec.note(procs=[item.as_dict() for item in procs])
 
     def dump(self) -> None:
         job = self.job("dump")
+        if job is None and self.postcopy:
+            self.enter("dumped", dump=self.serving.dump(self.root.pid).as_dict())
+            return
         if job is None:
-            if self.transfer == "page_server" and self.page_channel is None:
+            if self.takes_pages() and self.page_channel is None:
                 self.open_transfer()
             fd = self.page_channel.fileno() if self.page_channel else None
             pages = PageServer(fd=fd) if fd is not None else None
             cmd = self.criu.dump_argv(self.root.pid, self.images, self.folder, pages)
             job = self.start_job("dump", cmd, self.log_path("criu-dump.log"), (fd,) if fd is not None else ())
             if self.page_channel is not None:
+                sockets.uncork(self.page_channel, job.shell.alive)
                 self.page_channel.close()  # criu has it; with ours open the page server would never see the end
                 self.page_channel = None
         result = job.wait(self.limits["dump"])
@@ -187,7 +199,7 @@ class SourceGuard(CallingGuard):
             raise MigrationError(f"criu dump did not end within {self.limits['dump']:g} s.", "Raise limits.dump.")
         if result.rc:
             error = failed("dump", result)
-            raise self.cause_of(error, "pages_done") if self.transfer == "page_server" else error
+            raise self.cause_of(error, "pages_done") if self.takes_pages() else error
         self.enter("dumped", dump=result.as_dict())
 
     def cause_of(self, error: MigrationError, request: str) -> MigrationError:
@@ -209,20 +221,20 @@ class SourceGuard(CallingGuard):
         self.enter("detached")
 
     def restore(self) -> None:
+        self.serve_pages()
         if self.manifests or self.ask({"op": "state"}, self.limits["restore"] + 10.0)["state"] == "receiving":
             self.send_all()  # else this guard was started again, and the destination has it all
-        request = {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
-        answer = self.ask(request, self.limits["restore"] + 10.0)
+        answer = self.ask(self.restore_request(), self.limits["restore"] + 10.0)
         self.enter("restored", restore=answer["restore"])
 
     def send_all(self) -> None:
         """What the pages server has not taken: small images (rsync: all of them), changed blocks of the directories."""
         began = time.time()
         if self.transfer == "page_server":
-            done = self.ask({"op": "pages_done"}, self.limits["dump"])
-            self.rec.data["page_server"] = done["result"]
-            images: sync.Manifest = {}
-            self.ask({"op": "synced"}, self.limits["transfer"], frames=lambda: image_frames(self.images, images))
+            if not self.postcopy:
+                done = self.ask({"op": "pages_done"}, self.limits["dump"])
+                self.rec.data["page_server"] = done["result"]
+            self.ask({"op": "synced"}, self.limits["transfer"], frames=lambda: image_frames(self.images))
         else:
             self.rec.data["rsync"] = self.rsync()
         delta = self.send_roots(frozenset(mapped_files(self.procs())))
@@ -237,13 +249,9 @@ class SourceGuard(CallingGuard):
         began = time.monotonic()
         try:
             done = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=self.limits["transfer"],
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.limits["transfer"],
                 check=False,
-            )
+            )  # fmt: skip
         except (subprocess.TimeoutExpired, FileNotFoundError) as error:
             raise MigrationError(f"rsync: {error}", "Raise limits.transfer, or install rsync on both nodes.") from error
         with open(self.log_path("rsync.log"), "a", encoding="utf-8") as log:
@@ -258,12 +266,21 @@ class SourceGuard(CallingGuard):
 
     def commit(self) -> None:
         """From here on the copy on the destination is the process, even if this node dies now."""
+        self.serve_pages()
         self.enter("committed", sync=True)
 
+    def serve_pages(self) -> None:
+        if self.postcopy and not self.rebooted():
+            self.serving.start()
+
     def finish(self) -> None:
-        answer = self.ask({"op": "commit"}, self.limits["commit"])
-        self.rec.data["times"]["acknowledged"] = time.time()
-        self.rec.note(destination_times=answer["times"])
+        if not self.rec.data.get("ending"):
+            self.serve_pages()
+            answer = self.ask({"op": "commit"}, self.limits["commit"])
+            self.rec.data["times"]["acknowledged"] = time.time()
+            self.rec.note(destination_times=answer["times"])
+            self.await_filled()
+            self.rec.note(ending=True)  # from here on nobody may let the copy here run: it may be dead already
         left = proc.kill_tree(self.procs(), self.limits["undo"])
         if left:
             raise MigrationError(
@@ -275,9 +292,26 @@ class SourceGuard(CallingGuard):
         self.drop_images()
         self.enter("done", sync=True)
 
+    def await_filled(self) -> None:
+        """The copy here is the only whole one until every page of the other is there."""
+        while self.lazy:
+            found = self.ask({"op": "filled"}, self.limits["fill"] + 10.0)
+            if found != self.rec.data.get("lazy"):
+                self.rec.note(lazy=found)
+            if found["done"]:
+                break
+            if self.postcopy:
+                self.serving.check_memory()
+        if self.postcopy:
+            self.serving.stop()
+            self.serving.end_dump()
+
     def undo(self) -> None:
         """First the destination, so that its copy can never run, then this side in the order that keeps clients."""
         self.drop_page_channel()
+        self.serving.stop()
+        if self.postcopy:
+            self.serving.end_dump()
         job = self.job("dump")
         if job is not None:
             job.kill()

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 from .errors import LinkLost, MigrationError
@@ -55,11 +56,23 @@ class Link:
             pass
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        data = json.dumps({**header, "body": len(body)}).encode()
+        self.send_all([(header, body)])
+
+    def send_all(self, frames: Iterable[tuple[dict[str, Any], bytes]]) -> None:
+        """Many small ones leave together: the images of a dump are a hundred frames, for which a process waits."""
+        held = bytearray()
+        for header, body in frames:
+            data = json.dumps({**header, "body": len(body)}).encode()
+            held += struct.pack("!I", len(data)) + data + body
+            if len(held) >= CHUNK:
+                self._put(held)
+                held = bytearray()
+        if held:
+            self._put(held)
+
+    def _put(self, data: bytearray) -> None:
         try:
-            self.sock.sendall(struct.pack("!I", len(data)) + data + body[:CHUNK])
-            if len(body) > CHUNK:
-                self.sock.sendall(memoryview(body)[CHUNK:])
+            self.sock.sendall(data)
         except (OSError, ValueError) as error:
             raise LinkLost(f"The link to the other guard broke: {error}") from error
 

@@ -19,6 +19,14 @@ KEPT = ["record.json"]
 # Directories that stay, empty, as the place for the next run.
 PLACES = {"criu-migrate"}
 
+KNOCK = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 7002), 0.5)
+except OSError as error:
+    print("refused" if isinstance(error, ConnectionRefusedError) else "silence")
+"""
+
 
 def newest_beat(node: Node, folder: str) -> float:
     """The newest stamp of a heartbeat file, 0 where there is none."""
@@ -48,17 +56,25 @@ class Aftermath:
         tree = {item["pid"] for item in found} | ({self.pid} if self.pid else set())
         return [item for item in look["processes"] if item["pid"] in tree or item["ppid"] in tree]
 
-    def check(self, where: str, client: bool = False, resolved: bool = True, verify: bool = True) -> None:
+    def check(self, where: str, client: bool | None = False, resolved: bool = True, verify: bool = True) -> None:
         """Everything at once. `where`: the role on which the process has to run now. `resolved`: the play has ended
-        by itself or resolve.yml has run, so that nothing but the records is left of the run."""
+        by itself or resolve.yml has run, so that nothing but the records is left of the run. `client`: whether there
+        is one; None: what it has heard came from a newer copy, which died with its node."""
         other = BOTH[1 - BOTH.index(where)]
         self.await_end()
         self.one_copy(where, other)
         if verify:
             self.whole(where)
-        if client or self.client_there():
+        if client or (client is not None and self.client_there()):
             self.client_content()
         self.nothing_left(where, resolved)
+
+    def check_nowhere(self) -> None:
+        """The process has died with its node: no copy, and nothing but the records is left."""
+        self.await_end()
+        looks = {role: self.migration.node(role).look() for role in BOTH}
+        assert not any(map(self.copies, looks.values())), self.migration.story()
+        self.nothing_left("", resolved=False)
 
     def await_end(self) -> None:
         """Both guards have written their last record and are gone, or never were."""
@@ -79,6 +95,14 @@ class Aftermath:
         assert not there, f"a second copy on the {other}: {there}:\n{story()}"
         self.one_heartbeat(where, other)
 
+    def mute_copy(self, where: str) -> None:
+        """A whole tree is kept there, stopped, and nobody can reach it."""
+        node = self.migration.node(where)
+        look = node.look()
+        copy = self.copies(look)
+        assert copy and all(item["stopped"] for item in copy), f"on the {where}: {copy}:\n{self.migration.story()}"
+        assert self.migration.lab.client.python(KNOCK, self.address).strip() == "silence"
+
     def one_heartbeat(self, where: str, other: str) -> None:
         folder = self.migration.working_dir
         nodes = {role: self.migration.node(role) for role in BOTH}
@@ -94,9 +118,14 @@ class Aftermath:
 
     def whole(self, where: str) -> None:
         """The running program checks its own content; workloads that cannot are checked by their test."""
-        if self.migration.workload not in ("redis", "memory"):
+        if self.migration.workload in ("command", "process"):
             return
-        node, folder = self.migration.node(where), self.migration.working_dir
+        found = self.proof(self.migration.node(where))
+        assert found["verified"] is True, f"the data is not whole: {found}"
+
+    def proof(self, node: Node) -> dict[str, Any]:
+        """What the running program finds out about its own content."""
+        folder = self.migration.working_dir
         token = secrets.token_hex(4)
         fresh = node.path(f"{folder}/verify_request.new")
         fresh.write_text(token, encoding="utf-8")
@@ -106,8 +135,7 @@ class Aftermath:
             found = read_json(node.path(f"{folder}/verify_result.json"))
             return found if found.get("token") == token else None
 
-        found = wait_for("the workload's proof", answer, 60)
-        assert found["verified"] is True, f"the data is not whole: {found}"
+        return wait_for("the workload's proof", answer, 120)
 
     def client_there(self) -> bool:
         return self.migration.lab.client.path(self.migration.working_dir + "-client").is_dir()
@@ -153,9 +181,9 @@ class Aftermath:
             self.await_none(role, difference)
 
     def await_none(self, role: str, difference: Callable[[], list[str]]) -> None:
-        """What Ansible has run there may need a moment to end."""
+        """What Ansible has run there may need a moment to end; a guard that was started again stays for 30 s."""
         try:
-            wait_for("a clean node", lambda: not difference(), 20)
+            wait_for("a clean node", lambda: not difference(), 45)
         except AssertionError:
             raise AssertionError(f"left on the {role}: {difference()}\n{self.migration.story()}") from None
 

@@ -66,6 +66,10 @@ class Guarded(Run):
     def find(self) -> str | None:
         return self._run_id
 
+    @property
+    def postcopy(self) -> bool:
+        return self.config.get("strategy") == "postcopy"
+
     # --- the workload ------------------------------------------------------------------------------------------
 
     def launch(self, node: Node, folder: str, words: list[str]) -> int:

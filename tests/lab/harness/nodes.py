@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,16 @@ from tests.conftest import ROOT
 RUN_ROOT = Path("/run/criu-migrate-lab")
 RUNS = "/var/lib/criu-migrate"
 LOOK = Path(__file__).with_name("look.py")
+# The middle of the widest range without a PID, or TID, in use; what comes next has a place in it as well.
+WIDEST_GAP = """
+import glob
+last, most = (int(open(f"/proc/sys/kernel/{name}").read()) for name in ("ns_last_pid", "pid_max"))
+used = sorted({300, last, most, *(int(path.rsplit("/", 1)[1]) for path in glob.glob("/proc/[0-9]*/task/[0-9]*"))})
+low, high = max(zip(used, used[1:]), key=lambda pair: pair[1] - pair[0])
+print((low + high) // 2)
+"""
 T = TypeVar("T")
+stretch = 1.0  # how many times longer everything may take: nodes may be emulated
 
 
 def wait_for(what: str, probe: Callable[[], T | None], limit: float = 60.0) -> T:
@@ -28,7 +37,7 @@ def wait_for(what: str, probe: Callable[[], T | None], limit: float = 60.0) -> T
 
     The state lies in files of other machines' namespaces, which give no event to this process.
     """
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + limit * stretch
     while True:
         found = probe()
         if found is not None and found is not False:
@@ -71,6 +80,10 @@ class Node:
         share = ["-o", "ControlMaster=auto", "-o", f"ControlPath=/tmp/.{self.lab}-%C", "-o", "ControlPersist=60"]
         return ["ssh", "-F", str(config), *share, self.name, f"sudo sh -c {shlex.quote(words)}"]
 
+    def leave(self) -> None:
+        """End what is connected to the node."""
+        subprocess.run([*self.ssh_command("")[:-2], "-O", "exit", self.name], capture_output=True)
+
     def ssh(self, words: str) -> None:
         """Run a shell command as root over ssh: unlike `run` it ends up in the node's own cgroups."""
         # No pipes: what stays in the background would hold them.
@@ -100,6 +113,27 @@ class Node:
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to a PID of the node's own namespace."""
         self.run("kill", f"-{int(number)}", str(pid))
+
+    def find(self, names: Sequence[str]) -> list[tuple[int, str]]:
+        """PIDs of this machine, and command lines, of everything in the node that has one of these names in it.
+
+        From outside, as a look from inside takes longer than most states of a migration last.
+        """
+        node = os.stat(f"/proc/{self.init}/ns/pid").st_ino
+        found: list[tuple[int, str]] = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if not any(name in words for name in names) or os.stat(f"/proc/{entry}/ns/pid").st_ino != node:
+                    continue
+            except OSError:
+                continue
+            found.append((int(entry), words))
+        return found
+
+    def slay(self, pid: int) -> None:
+        """SIGKILL for what `find` has found; ProcessLookupError where it has ended."""
+        os.kill(pid, signal.SIGKILL)
 
     def record(self, run_id: str) -> dict[str, Any] | None:
         try:
@@ -134,13 +168,24 @@ class Lab:
         self.inventory = ROOT / "inventories" / name / "hosts.yml"
         groups = yaml.safe_load(self.inventory.read_text(encoding="utf-8"))["all"]["children"]
         self.nodes = {
-            group: Node(name, host, values["ansible_host"])
+            group: self.host(group, host, values["ansible_host"])
             for group in ("source", "destination", "client")
             for host, values in groups[group]["hosts"].items()
         }
         self.source, self.destination = self.nodes["source"], self.nodes["destination"]
         self.client = self.nodes["client"]
         self.subnet = self.source.address.rpartition(".")[0]
+
+    def host(self, group: str, name: str, address: str) -> Node:
+        return Node(self.name, name, address)
+
+    def keep_pids_apart(self) -> None:
+        """Let the source's next PIDs be free on the destination: one that is taken there stops a restore.
+
+        They begin in the middle of the widest gap, as whatever starts on the destination comes to its ends.
+        """
+        place = int(self.destination.python(WIDEST_GAP))
+        self.source.run("sh", "-c", f"echo {place} > /proc/sys/kernel/ns_last_pid")
 
     def service_address(self, number: int = 0) -> str:
         """A free address of the lab, each number another."""
@@ -160,9 +205,9 @@ def environment(tmp: Path, **more: str) -> dict[str, str]:
     return {**kept, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCAL_TEMP": str(tmp / "ansible"), **more}
 
 
-def playbook(tmp: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def playbook(tmp: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a playbook of this clone to its end."""
     command = [program("ansible-playbook"), *words]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(tmp), capture_output=True, text=True, stdin=subprocess.DEVNULL
+        command, cwd=ROOT, env=environment(tmp, **environ), capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

@@ -82,6 +82,9 @@ class Run:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
 
+    def await_resumed(self, role: str) -> None:
+        wait_for(f"SIGCONT on the {role}", lambda: "resumed" in self.record(role).get("times", {}), 20)
+
     def await_log(self, role: str, text: str, limit: float = 60.0, name: str = "guard.log", times: int = 1) -> None:
         """Until a text has been logged so many times."""
 
@@ -109,18 +112,11 @@ class Run:
         """The PID of criu itself, the child of the small shell that keeps its exit code."""
         shell = int(self.record(role)["jobs"][name]["pid"])
         children = self.node(role).path(f"/proc/{shell}/task/{shell}/children")
-        return wait_for(f"criu below the shell {shell}", lambda: int((children.read_text().split() or "0")[0]), 10)
+        words = wait_for(f"criu below the shell {shell}", lambda: children.read_text().split() or None, 10)
+        return int(words[0])
 
     def kill_job(self, role: str, name: str, number: int = signal.SIGKILL) -> None:
         self.node(role).kill(self.job_pid(role, name), number)
-
-    def hold_page_server(self) -> None:
-        """Stop the page server once it waits for pages, so that a dump has to wait for it."""
-        pid = self.job_pid("destination", "page-server")
-        stack = self.node("destination").path(f"/proc/{pid}/stack")
-        # before that it starts and ends children of its own
-        wait_for("the page server to wait for pages", lambda: "recvmsg" in stack.read_text(), 20)
-        self.kill_job("destination", "page-server", signal.SIGSTOP)
 
     def story(self) -> str:
         """What both guards and the play say, for a failed test."""

@@ -1,0 +1,94 @@
+"""Where the contents of lazy pages come from."""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+from typing import Protocol
+
+from . import lazymap
+from .uffd import PAGE
+
+
+class Store(Protocol):
+    """Gives out pages by the process and the address that they had at dump time.
+
+    KeyError for what is not a lazy page of that process, LinkLost or OSError when it can never come.
+    """
+
+    @property
+    def arrivals(self) -> int:
+        """A descriptor, non-blocking, readable when something has come or has gone wrong; -1: all of it is here."""
+
+    def there(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> int:
+        """How many of `pages` pages from `vaddr` on read() gives without waiting; 0: not even the first.
+
+        `urgent`: a thread waits for them, they are asked for at once.
+        """
+
+    def read(self, pid: int, vaddr: int, pages: int) -> bytes:
+        """Contents of 1 to `pages` pages from `vaddr` on; blocks until the first is there."""
+
+    def release(self, pid: int, vaddr: int, pages: int) -> None:
+        """Every process that needs these has them: nobody will ask again."""
+
+    def released(self, pid: int) -> list[tuple[int, int]]:
+        """What was released, maybe by an earlier guard: (start, end) in bytes."""
+
+
+class ImageStore:
+    """From the destination's own images (pagemap-PID.img, pages-N.img). Any number of threads may read."""
+
+    arrivals = -1
+
+    def __init__(self, images: str) -> None:
+        self._images = images
+        self._ranges: dict[int, list[lazymap.Range]] = {}
+        self._starts: dict[int, list[int]] = {}
+        self._files: dict[str, int] = {}
+
+    def ranges(self, pid: int) -> list[lazymap.Range]:
+        """Lazy pages of a process, read from its images once. Errors as of lazymap.ranges."""
+        if pid not in self._ranges:
+            found = lazymap.ranges(self._images, pid)
+            self._starts[pid] = [item.start for item in found]
+            self._ranges[pid] = found
+        return self._ranges[pid]
+
+    def there(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> int:  # noqa: ARG002 (Store)
+        """All of it: read() says what is wrong."""
+        return pages
+
+    def release(self, pid: int, vaddr: int, pages: int) -> None:
+        """Nothing: the images stay whole."""
+
+    def released(self, pid: int) -> list[tuple[int, int]]:  # noqa: ARG002 (Store)
+        return []
+
+    def read(self, pid: int, vaddr: int, pages: int) -> bytes:
+        """As Store says; OSError too where the images do not hold the page (post-copy)."""
+        found = self.ranges(pid)
+        index = bisect.bisect_right(self._starts[pid], vaddr) - 1
+        if index < 0 or vaddr >= found[index].end:
+            raise KeyError(f"{vaddr:#x} is no lazy page of process {pid}")
+        here = found[index]
+        if not here.path:
+            raise OSError(errno.ENODATA, f"the images of process {pid} do not hold the page {vaddr:#x}")
+        size = min(pages * PAGE, here.end - vaddr)
+        data = os.pread(self._file(here.path), size, here.offset + vaddr - here.start)
+        whole = len(data) - len(data) % PAGE
+        if not whole:
+            raise OSError(errno.EIO, f"{here.path} is cut off before the page {vaddr:#x}")
+        return data if whole == len(data) else data[:whole]
+
+    def _file(self, path: str) -> int:
+        if path not in self._files:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._files.setdefault(path, fd) != fd:  # another thread was quicker
+                os.close(fd)
+        return self._files[path]
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])

@@ -1,0 +1,108 @@
+"""How memory moves: what auto takes, what it says, and what it never does by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import inspect_source, preflight, preflight_plan
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.inspect_node import IMAGES_TMPFS
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.preflight import Case
+
+from .test_preflight import GIB, Change, good, put
+
+
+def plan(*changes: Change, **params: Any) -> preflight_plan.Plan:
+    facts = good()
+    facts["tree"]["memory"]["lazy"] = GIB
+    facts["params"].update(params)
+    for change in changes:
+        change(facts)
+    return preflight_plan.decide(Case(**facts))
+
+
+def no_uffd(node: str) -> Change:
+    return put(f"{node}.criu.features", {"uffd-noncoop": False})
+
+
+OBSTACLES = [
+    (no_uffd("destination"), "node-2 has no userfaultfd"),
+    (put(f"destination.space.{IMAGES_TMPFS}.free", 0), "do not lie in memory"),
+    (put("destination.memory.available", GIB), "does not fit"),
+    (put("tree.memory.lazy", GIB // 4), "only 256.0 MiB of 1.0 GiB can come later"),
+]
+
+
+def test_auto_takes_a_lazy_restore_and_never_post_copy() -> None:
+    found = plan()
+    assert found[:2] == ("full", True)
+    assert "post-copy only when asked for" in found.reason
+
+
+@pytest.mark.parametrize(("change", "why"), OBSTACLES)
+def test_auto_restores_eagerly_where_something_speaks_against_it(change: Change, why: str) -> None:
+    found = plan(change)
+    assert found[:2] == ("full", False)
+    assert why in found.reason
+    assert found.findings == []
+
+
+@pytest.mark.parametrize(("change", "why"), OBSTACLES)
+def test_what_was_asked_for_and_cannot_be_is_a_problem(change: Change, why: str) -> None:
+    for strategy in ("full", "auto"):
+        found = plan(change, migration_strategy=strategy, lazy_restore=True)
+        assert found.lazy_restore
+        assert why in found.findings[0].problem
+        assert not found.findings[0].warning
+
+
+@pytest.mark.parametrize(("change", "why"), [OBSTACLES[0], *OBSTACLES[2:], (no_uffd("source"), "node-1 has no")])
+def test_post_copy_needs_the_same_and_the_source_too(change: Change, why: str) -> None:
+    found = plan(change, migration_strategy="postcopy")
+    assert found[:2] == ("postcopy", False)
+    assert why in found.findings[0].problem
+
+
+def test_full_is_eager_unless_told_otherwise() -> None:
+    assert plan(migration_strategy="full")[:2] == ("full", False)
+    assert plan(migration_strategy="full", lazy_restore=True)[:2] == ("full", True)
+    assert plan(lazy_restore=False)[:2] == ("full", False)
+
+
+def test_post_copy_says_what_it_risks() -> None:
+    facts = good()
+    facts["tree"]["memory"]["lazy"] = GIB
+    facts["params"]["migration_strategy"] = "postcopy"
+    found = [finding for finding in preflight.judge(Case(**facts)) if finding.check == "lazy"]
+    assert [finding.warning for finding in found] == [True]
+    assert "when the source goes down in that time" in found[0].problem
+
+
+def test_an_unknown_process_and_an_unprepared_node_speak_against_nothing() -> None:
+    assert plan(put("tree", {})).lazy_restore
+    assert plan(put("destination.criu.features", {})).lazy_restore
+
+
+SMAPS = """\
+5600-5700 rw-p 00000000 00:00 0 [heap]
+Anonymous: 8 kB
+Swap: 4 kB
+VmFlags: rd wr mr mw me ac
+5700-5800 rw-p 00000000 08:01 7 /lib/x.so
+Anonymous: 16 kB
+Swap: 0 kB
+VmFlags: rd wr mr mw me ac
+5800-5900 rw-s 00000000 00:01 7 /dev/zero (deleted)
+Anonymous: 32 kB
+VmFlags: rd wr sh mr mw me ms
+5900-6000 rw-p 00000000 00:00 0
+Anonymous: 64 kB
+Swap: 0 kB
+VmFlags: rd wr mr mw me lo ac
+"""
+
+
+def test_what_can_come_later_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect_source, "_read", lambda _path: SMAPS)
+    assert inspect_source._lazy_bytes(SMAPS) == 12 * 1024
