@@ -109,8 +109,8 @@ def main() -> int:
         stamp = time.strftime("%H%M%S")
         bench_redis.clean(where)
         for pair in range(options.pairs):
-            fills.append(migrate(where, load, "tls", f"fill-{stamp}-{pair}"))
-            copies.append(copy(where, f"fill-{stamp}-{pair}", fills[-1]["bytes"]))
+            fills.append(migrate(where, load, "tls", f"bench-fill-{stamp}-{pair}"))
+            copies.append(copy(where, f"bench-fill-{stamp}-{pair}", fills[-1]["bytes"]))
             print(f"pair {pair}: filled in {fills[-1]['seconds']:.2f} s, copied in {copies[-1]:.2f} s", flush=True)
         for host in where.all():
             host.close()

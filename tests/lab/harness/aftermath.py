@@ -217,6 +217,8 @@ class Aftermath:
             node.run("sh", "-c", f"rm -rf {folder} {folder}-client /dev/shm/criu-migrate/*", check=False)
             if self.address:
                 node.run("ip", "addr", "del", f"{self.address}/24", "dev", "eth0", check=False)
+                # A client that was killed goes on asking who has the address, and the next one inherits the silence.
+                node.run("ss", "--kill", "--all", "--tcp", "dst", self.address, check=False)
                 node.run("ip", "neigh", "flush", "to", self.address, check=False)
             if run_id:
                 node.run("rm", "-rf", f"{RUNS}/{run_id}", check=False)

@@ -6,6 +6,7 @@ What the guards are told is what roles/migration/vars/main.yml tells them.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 import signal
@@ -81,8 +82,20 @@ class Guarded(Run):
         inner = f"echo $$ >{folder}/pid; exec {shlex.join(words)} </dev/null >>{folder}/output.log 2>&1"
         node.ssh(f"cd {folder}; setsid sh -c {shlex.quote(inner)} &")
         ready = node.path(f"{folder}/checkpoint_ready")
-        wait_for(f"{words} to be ready", lambda: ready.exists() and ready.read_text().startswith("ready"), 60)
+        try:
+            wait_for(f"{words} to be ready", lambda: ready.exists() and ready.read_text().startswith("ready"), 60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.unready(node, folder)}") from None
         return int(node.path(f"{folder}/pid").read_text())
+
+    def unready(self, node: Node, folder: str) -> str:
+        """What is to be seen of a program that did not get ready: its output, the files, who has the address."""
+        log = node.path(f"{folder}/output.log")
+        said = [log.read_text(encoding="utf-8") if log.exists() else "no output", *sorted(os.listdir(node.path(folder)))]
+        for name, host in self.lab.nodes.items():
+            for command in ("ip neigh", "ip -brief addr", "nft list ruleset", "ss -tanp", "ps -ef"):
+                said.append(f"--- {name}: {command}\n" + host.run(*command.split(), check=False))
+        return "\n".join(said)
 
     def begin_workload(self) -> None:
         if self.address:
