@@ -91,7 +91,7 @@ class Guarded(Run):
     def unready(self, node: Node, folder: str) -> str:
         """What is to be seen of a program that did not get ready: its output, the files, who has the address."""
         log = node.path(f"{folder}/output.log")
-        said = [log.read_text(encoding="utf-8") if log.exists() else "no output", *sorted(os.listdir(node.path(folder)))]
+        said = [log.read_text(encoding="utf-8") if log.exists() else "no output", *os.listdir(node.path(folder))]
         for name, host in self.lab.nodes.items():
             for command in ("ip neigh", "ip -brief addr", "nft list ruleset", "ss -tanp", "ps -ef"):
                 said.append(f"--- {name}: {command}\n" + host.run(*command.split(), check=False))
