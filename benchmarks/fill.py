@@ -62,14 +62,14 @@ def copy(where: hosts.Hosts, run: str, size: int) -> float:
             host.put(f"{FOLDER}/{name}.pem", made[role][name].encode(), "0600")
         host.put(f"{FOLDER}/guard.pyz", payload.build())
         host.put(f"{FOLDER}/copy.py", ENDS.encode())
-    # the first copy only fetches the destination's memory, as its guard does before a migration
-    script = f"mkfifo {FOLDER}/ready; {program} destination {where.destination.address} {size} > {FOLDER}/ready"
     seconds = 0.0
     try:
-        for _turn in range(2):
-            far = threading.Thread(target=where.destination.run, args=(f"rm -f {FOLDER}/ready; {script}",))
+        for turn in ("warm", "ready"):  # the first only fetches the destination's memory, as its guard does
+            fifo = f"{FOLDER}/{turn}"
+            script = f"mkfifo {fifo}; {program} destination {where.destination.address} {size} > {fifo}"
+            far = threading.Thread(target=where.destination.run, args=(script,))
             far.start()
-            where.destination.run(f"until [ -p {FOLDER}/ready ]; do sleep 0.01; done; head -n 1 {FOLDER}/ready")
+            where.destination.run(f"until [ -p {fifo} ]; do sleep 0.01; done; head -n 1 {fifo}")
             seconds = float(where.source.run(f"{program} source {where.destination.address} {size}"))
             far.join()
     finally:

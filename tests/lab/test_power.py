@@ -10,13 +10,26 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazy_file
 from tests.lab.conftest import Guard
 from tests.lab.harness import power
 from tests.lab.harness.aftermath import Aftermath
-from tests.lab.harness.guarded import Guarded
-from tests.lab.harness.nodes import RUNS, Lab
+from tests.lab.harness.guarded import Guarded, program_of
+from tests.lab.harness.nodes import RUNS, Lab, wait_for
 from tests.lab.harness.power import resolve
 
+SMALL = """
+import os, time
+kept = [bytes([number % 256]) * 4096 for number in range(500)]
+open("checkpoint_ready", "w").write("ready:1")
+count = 0
+while all(page == bytes([number % 256]) * 4096 for number, page in enumerate(kept)):
+    count += 1
+    with open("counted.new", "w") as out:
+        out.write(str(count))
+    os.replace("counted.new", "counted")
+    time.sleep(0.02)
+"""
 Redis = Callable[..., tuple[Guarded, Aftermath]]
 QUICK = {"connect": 2, "link": 2, "undo": 2}
 
@@ -145,6 +158,28 @@ def test_the_source_dies_with_memory_after_the_commit(postcopy: Redis, lab: Lab,
     resolve(run, tmp_path, "-e", "fence=source-is-dead")
     assert run.state("source") == run.state("destination") == "undone", run.story()
     aftermath.check_nowhere()
+
+
+def test_the_source_dies_when_all_of_its_memory_has_left_it(guarded: Guard, lab: Lab, tmp_path: Path) -> None:
+    """So little memory that it came before the process was to run: nothing is needed of the source any more."""
+    run, aftermath = guarded(
+        "command", program=program_of(SMALL), strategy="postcopy", pause={"source": ["restored"]}, limits=QUICK
+    )
+    run.start()
+    run.await_paused("source", "restored")
+    images = lab.destination.path(f"{run.images['destination']}/{run.run_id}")
+    wait_for("all memory", lambda: lazy_file.all_came(str(images)), 20)
+    power.off(lab.source)
+    try:
+        assert "holds a stopped copy" in resolve(run, tmp_path, decided=False)
+        resolve(run, tmp_path, "-e", "fence=source-is-dead")
+    finally:
+        power.on(lab.source)
+    resolve(run, tmp_path)
+    counted = lab.destination.path(f"{run.working_dir}/counted")
+    before = int(counted.read_text())
+    wait_for("the process to count", lambda: int(counted.read_text() or 0) > before, 20)
+    aftermath.check("destination", resolved=False)
 
 
 # --- the destination -------------------------------------------------------------------------------------------------

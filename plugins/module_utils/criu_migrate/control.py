@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import guard, net, payload, proc, record
+from . import guard, lazy_file, net, payload, proc, record
 from .errors import MigrationError
 
 if TYPE_CHECKING:
@@ -112,9 +112,12 @@ def health(rec: record.Record) -> dict[str, bool]:
     """rebooted: what this node held of the process died with an earlier boot. incomplete: its copy lacks memory that
     only the source has (post-copy)."""
     held = rec.data["role"] == "destination" and rec.state in ("restoring", "restored", "running")
-    incomplete = (
-        held and not rec.data.get("filled") and guard.read_config(rec.data["run_id"]).get("strategy") == "postcopy"
-    )
+    incomplete = False
+    if held and not rec.data.get("filled"):
+        config = guard.read_config(rec.data["run_id"])
+        incomplete = config.get("strategy") == "postcopy" and not (
+            rec.state != "restoring" and lazy_file.all_came(str(config["images_dir"]))
+        )
     return {"rebooted": rec.data["boot_id"] != record.boot_id(), "incomplete": incomplete}
 
 
@@ -278,7 +281,7 @@ def _take_over(run_id: str) -> int:
 
 def _fence(side: DestinationGuard) -> None:
     """A person says that the source is dead: the copy runs, once all of its memory is there, or is removed."""
-    if side.postcopy and not side.filling.done.is_set():
+    if health(side.rec)["incomplete"]:
         side.undo("The source died before all memory had left it.")
         return
     if side.rec.state == "restoring" and not side.rebooted():

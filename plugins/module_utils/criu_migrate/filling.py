@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from concurrent import futures
 from typing import Any
 
-from . import fill, lazy_proxy, proc, uffd
+from . import fill, lazy_file, lazy_proxy, proc, uffd
 from .cli import Job, PageServer, failed
 from .errors import LinkLost, MigrationError
 from .guard import Guard
@@ -137,7 +137,7 @@ class Filling:
         ranges: dict[int, list[tuple[int, int]]] = {pid: [] for pid in pids}
         for pid, item in found:
             ranges[pid].append((item.start, item.end))
-        path = os.path.join(self.guard.images, "lazy-pages")
+        path = os.path.join(self.guard.images, lazy_file.NAME)
         soon = {(pid, start) for pid, start, _end in wanted_soon(found)}
         store = RemoteStore(ranges, self.guard.say, path, ahead=False, soon=soon)
         threading.Thread(target=self.fetch, args=(store,), daemon=True).start()

@@ -22,6 +22,7 @@ _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 _STAMP = 32  # bytes of the digest behind the list, which says whose pages these are
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+NAME = "lazy-pages"  # of the file, among the images
 
 
 class Run(NamedTuple):
@@ -77,6 +78,16 @@ def _open(path: str | None, runs: list[Run]) -> tuple[int, bytearray | mmap.mmap
         return fd, state
     finally:
         os.close(listed)
+
+
+def all_came(images: str) -> bool:
+    """Whether no page of the copy restored from this directory is still on the source only."""
+    try:
+        with open(os.path.join(images, NAME + ".map"), "rb") as handle:
+            state = handle.read()[:-_STAMP]
+    except FileNotFoundError:
+        return False
+    return bool(state) and not state.strip(THERE + GONE)
 
 
 class PageFile:

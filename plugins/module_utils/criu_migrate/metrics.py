@@ -218,6 +218,10 @@ def build(
         "deadlines": deadlines(params, status, began, marks.get("done")),
         "integrity": integrity(verified or {}, client or {}),
     }
+    if params.get("started"):
+        result["started"] = params["started"]
+    if result["strategy"] == "postcopy" and result["dump"]:
+        result["dump"] = {**result["dump"], "frozen": None}  # CRIU counts until its page server has sent the last page
     if problem and (error or status != "migrated"):
         result["error"] = {
             "phase": problem.get("phase", "unknown"),
