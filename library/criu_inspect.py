@@ -23,6 +23,12 @@ options:
     type: list
     elements: path
     default: []
+  contract:
+    description:
+      - Add the directory that the process works in to O(roots) where it is the root of a workload that was started
+        there, and name it as RV(tree.working_dir).
+    type: bool
+    default: false
   image_dir:
     description: Directory for CRIU's images where the user named one, to look at its space; it need not exist.
     type: path
@@ -75,7 +81,7 @@ node:
 tree:
   description:
     - C(found), C(start) (clock ticks), C(procs), C(tasks), C(memory) (bytes), C(files), C(sockets), C(unsupported),
-      C(terminals), C(outside_session), C(pipes_outside), C(sysv). Only C(pid), C(found) and C(why) where there is none.
+      C(terminals), C(outside_session), C(pipes_outside), C(sysv), C(working_dir) (see O(contract)). Only C(pid), C(found) and C(why) where there is none.
   returned: with O(pid)
   type: dict
 there:
@@ -90,7 +96,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import inspect_destination, inspect_node, inspect_source
+from ..module_utils.criu_migrate import inspect_destination, inspect_node, inspect_source, workload
 from ..module_utils.criu_migrate.errors import MigrationError
 
 
@@ -98,7 +104,9 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
     node = inspect_node.look(params["image_dir"], params["control_clock"])
     found: dict[str, Any] = {"node": node}
     if params["pid"]:
-        found["tree"] = inspect_source.look(params["pid"], params["roots"])
+        folder = workload.contract_of(params["pid"]) if params["contract"] else None
+        roots = [*params["roots"], *([str(folder)] if folder else [])]
+        found["tree"] = {**inspect_source.look(params["pid"], roots), "working_dir": str(folder or "")}
     if params["source"]:
         cpu, tree = params["source"].get("cpu") or {}, params["source"].get("tree") or {}
         found["there"] = inspect_destination.look(cpu, tree, params["wanted"], node["criu"]["path"])
@@ -111,6 +119,7 @@ def main() -> None:
             "pid": {"type": "int", "default": 0},
             "source": {"type": "dict"},
             "roots": {"type": "list", "elements": "path", "default": []},
+            "contract": {"type": "bool", "default": False},
             "image_dir": {"type": "path", "default": ""},
             "wanted": {"type": "dict", "default": {}},
             "control_clock": {"type": "float", "default": 0.0},

@@ -39,6 +39,10 @@ options:
     description: Seconds to wait for the ready signal; the program is killed after them.
     type: float
     default: 60.0
+  verifies:
+    description: Whether the program can check itself; noted, so that a later run which moves it on knows it too.
+    type: bool
+    default: false
   pid:
     description: A process that runs already, in place of O(argv).
     type: int
@@ -100,6 +104,7 @@ def main() -> None:
             "user": {"type": "str", "default": ""},
             "wait_ready": {"type": "bool", "default": True},
             "ready_timeout": {"type": "float", "default": 60.0},
+            "verifies": {"type": "bool", "default": False},
             "pid": {"type": "int"},
         },
         required_one_of=[("argv", "command", "pid")],

@@ -23,7 +23,9 @@ options:
     type: bool
     default: true
   pid:
-    description: A process that has no working directory; only its life is reported.
+    description:
+      - A process that runs already. Where it is the root of a workload that was started in the directory it works in
+        (C(workload.pid) there names it) and can check itself, it is asked; of others only their life is reported.
     type: int
 attributes:
   check_mode:
@@ -75,8 +77,7 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=False, verified=None, method="not asked in check mode", details={})
         if given["pid"] is not None:
-            details = workload.adopt(given["pid"])
-            module.exit_json(changed=False, verified=None, method="alive", details=details)
+            module.exit_json(changed=False, **workload.verify_process(given["pid"], given["timeout"]))
         answer = workload.verify(given["working_dir"], given["timeout"], given["supported"])
         module.exit_json(changed=False, **answer)
     except MigrationError as error:

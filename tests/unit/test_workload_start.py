@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -119,6 +120,42 @@ def test_a_proof_comes_from_the_program(folder: Path) -> None:
     assert proof["verified"] is True
     assert proof["details"]["checksums"] >= 2
     assert not (folder / "verify_request").exists()
+
+
+def test_a_process_of_the_contract_is_asked_for_its_proof(folder: Path) -> None:
+    pid = workload_start.start(str(folder), memory(folder), PROGRAMS, verifies=True)["pid"]
+    assert workload.contract_of(pid) == folder
+    proof = workload.verify_process(pid, 20)
+    assert proof["verified"] is True and proof["details"]["checksums"] >= 2
+    note = workload.recorded(folder)
+    (folder / "workload.pid").write_text(json.dumps({**note, "pid": os.getpid()}), encoding="utf-8")
+    assert workload.contract_of(pid) is None  # the directory's workload is another process
+    assert workload.verify_process(pid, 20)["verified"] is None
+    (folder / "workload.pid").write_text(json.dumps(note), encoding="utf-8")
+
+
+def test_other_processes_are_only_seen_to_live(folder: Path) -> None:
+    pid = workload_start.start(str(folder), foreign(folder), {"foreign.py": FOREIGN})["pid"]
+    assert workload.contract_of(pid) == folder
+    found = workload.verify_process(pid, 5)
+    assert (found["verified"], found["method"], found["details"]["pid"]) == (None, "alive", pid)
+    assert workload.contract_of(os.getpid()) is None
+    assert workload.verify_process(os.getpid(), 5)["verified"] is None
+    with pytest.raises(MigrationError, match="There is no process"):
+        workload.verify_process(4194304, 5)
+
+
+def test_only_a_directory_of_a_run_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "memory-20261127-101112-ab12"
+    made.mkdir()
+    (made / "workload.pid").touch()
+    assert not workload.is_runs(made)
+    place = workload.RUN_FOLDER.pattern.replace("/srv/criu-migrate", re.escape(str(tmp_path)))
+    monkeypatch.setattr(workload, "RUN_FOLDER", re.compile(place))
+    assert workload.is_runs(made)
+    (made / "workload.pid").unlink()
+    assert not workload.is_runs(made)
+    assert not workload.is_runs(tmp_path / "app")
 
 
 def test_a_stopped_tree_is_left_alone(folder: Path) -> None:

@@ -12,9 +12,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import guard, lazy_file, net, payload, proc, record
+from . import guard, lazy_file, net, payload, proc, record, workload
 from .errors import MigrationError
 
 if TYPE_CHECKING:
@@ -234,10 +235,13 @@ def remove(run_id: str) -> bool:
 
 
 def _drop_working_dir(rec: record.Record) -> None:
-    """The copy of the working directory on the node that the process is not on, where it was made for this run."""
+    """The copy of the working directory on the node that the process is not on, where a run has made it.
+
+    Not only this run: files that the process removes on the other node would be there again when it comes back.
+    """
     folder = str(rec.data.get("working_dir") or "")
     left = rec.state == ("done" if rec.data["role"] == "source" else "undone")
-    if left and os.path.basename(folder) == rec.data["run_id"]:
+    if left and (os.path.basename(folder) == rec.data["run_id"] or workload.is_runs(Path(folder))):
         shutil.rmtree(folder, ignore_errors=True)
 
 

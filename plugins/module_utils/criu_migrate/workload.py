@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -25,6 +26,7 @@ REQUEST = "verify_request"
 RESULT = "verify_result.json"
 RECORD = "workload.pid"
 OUTPUT = "output.log"
+RUN_FOLDER = re.compile(r"/srv/criu-migrate/[a-z_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # where a run starts its workload
 TERM_LIMIT = 5.0
 KILL_LIMIT = 10.0
 TAIL = 4096  # bytes of output shown in an error
@@ -101,6 +103,21 @@ def find(folder: Path) -> proc.Proc | None:
     return proc.Proc(pid, found[2]) if same_start or belongs(pid, folder) else None
 
 
+def contract_of(pid: int) -> Path | None:
+    """Return the working directory of the process `pid` where a workload was started in it and this is its root."""
+    try:
+        folder = Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return None
+    root = find(folder)
+    return folder if root is not None and root.pid == pid else None
+
+
+def is_runs(folder: Path) -> bool:
+    """Return whether `folder` was made by a run that started a workload, and has nobody else's name."""
+    return RUN_FOLDER.fullmatch(str(folder)) is not None and (folder / RECORD).exists()
+
+
 def members(folder: Path) -> list[proc.Proc]:
     """Return the workload's tree, and what is left of its session where a parent has died."""
     root = find(folder)
@@ -156,6 +173,18 @@ def verify(working_dir: str, limit: float, supported: bool = True) -> dict[str, 
             {"output": last_words(folder)},
         )
     return {key: proof.get(key) for key in ("verified", "method", "details")}
+
+
+def verify_process(pid: int, limit: float) -> dict[str, Any]:
+    """As `verify`, of a process that was not started by this run: by another one perhaps, or by a stranger.
+
+    :raises MigrationError: as `verify`
+    """
+    known = adopt(pid)
+    folder = contract_of(pid)
+    if folder is not None and recorded(folder).get("verifies"):
+        return verify(str(folder), limit)
+    return {"verified": None, "method": "alive", "details": known}
 
 
 def answer(folder: Path, token: str) -> dict[str, Any] | None:

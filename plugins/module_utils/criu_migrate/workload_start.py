@@ -177,6 +177,7 @@ def start(
     user: str = "",
     wait_ready: bool = True,
     ready_timeout: float = 60.0,
+    verifies: bool = False,
     check: bool = False,
 ) -> dict[str, Any]:
     """Start a workload unless it runs already; return its PID, start time (clock ticks) and seconds to ready.
@@ -207,6 +208,7 @@ def start(
         "boot_id": boot_id(),
         "argv": list(argv),
         "user": who.pw_name,
+        "verifies": verifies,
     }
     with acting_as(who.pw_uid, who.pw_gid):
         (folder / RECORD).write_text(json.dumps(note) + "\n", encoding="utf-8")
