@@ -20,7 +20,8 @@ extra = {$(foreach name,$(given),$(call json,$(name))$(if $(filter-out $(lastwor
 quoted = '$(subst ','\'',$(1))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup migrate lab clean-lab test lint unit labtest browser vmtest soak benchmark benchmark-fill collection clean
+.PHONY: help setup migrate lab clean-lab test lint unit labtest browser vmtest soak benchmark benchmark-fill benchmark-workloads \
+  collection clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -62,14 +63,18 @@ browser:
 vmtest: $(READY) ## tests on nodes that are virtual machines, with kernels, clocks and disks of their own
 	$(BIN)/pytest tests/vm $(PYTEST_ARGS)
 
-soak: $(READY) ## [rounds=20]: every lab test so many times, 300 random faults, virtual machines: hours
+soak: $(READY) ## [rounds=20]: every lab test so many times, 300 random faults, virtual machines, every workload 41 times: hours
 	$(BIN)/pytest tests/unit tests/lab tests/vm --soak --rounds $(rounds) --faults 300 $(PYTEST_ARGS)
+	@$(MAKE) lab benchmark-workloads
 
 benchmark: $(READY) ## [BENCHMARK_ARGS=..]: how long clients wait, beside the same moved by hand (docs/benchmarks.md); needs the lab
 	PYTHONPATH=collections:. $(BIN)/python -m benchmarks.full $(BENCHMARK_ARGS)
 
 benchmark-fill: $(READY) ## [BENCHMARK_ARGS=..]: until every page of a post-copy has come, beside a plain copy; needs the lab
 	PYTHONPATH=collections:. $(BIN)/python -m benchmarks.fill $(BENCHMARK_ARGS)
+
+benchmark-workloads: $(READY) ## [BENCHMARK_ARGS=..]: every workload back and forth, four ways, each move proved; needs the lab
+	PYTHONPATH=collections:. $(BIN)/python -m benchmarks.workloads $(BENCHMARK_ARGS)
 
 collection: $(READY) ## build the collection criu.migrate into build/
 	$(BIN)/ansible-galaxy collection build --force --output-path build

@@ -81,7 +81,8 @@ node:
 tree:
   description:
     - C(found), C(start) (clock ticks), C(procs), C(tasks), C(memory) (bytes), C(files), C(sockets), C(unsupported),
-      C(terminals), C(outside_session), C(pipes_outside), C(sysv), C(working_dir) (see O(contract)). Only C(pid), C(found) and C(why) where there is none.
+      C(terminals), C(outside_session), C(pipes_outside), C(sysv), C(working_dir) (see O(contract)).
+      Only C(pid), C(found) and C(why) where there is none.
   returned: with O(pid)
   type: dict
 there:

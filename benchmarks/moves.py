@@ -1,0 +1,158 @@
+"""One workload on the road: started by migrate.yml, then moved on by it as a process, whichever node it is on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 1800.0  # seconds for one play
+# The sizes are the programs' own defaults but for these
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "memory": {"max_memory": 1024},  # 8192 MB fit neither into both nodes of one machine nor into the time
+    "matmul": {},
+    "redis": {},
+    "ml_training": {},
+    "jupyter": {},
+    "video": {},
+    "dataproc": {},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {"migration_strategy": "full", "lazy_restore": False, "transfer": "page_server"},
+    "full, lazy restore": {"migration_strategy": "full", "lazy_restore": True, "transfer": "page_server"},
+    "postcopy": {"migration_strategy": "postcopy", "transfer": "page_server"},
+    "full by rsync": {"migration_strategy": "full", "lazy_restore": False, "transfer": "rsync"},
+}
+START = "full"
+
+
+def good(move: dict[str, Any]) -> bool:
+    """Return whether the process has moved and has proved that it is whole."""
+    return move["rc"] == 0 and move["status"] == "migrated" and move["verified"] is True
+
+
+@dataclass
+class Traveller:
+    """A running workload: `pid` is the same on every node, `there` says whether it is on the destination."""
+
+    workload: str
+    pid: int
+    working_dir: str
+    there: bool = True
+
+
+class Nodes:
+    """The inventory for each direction: the given one, and one with source and destination swapped."""
+
+    def __init__(self, inventory: Path, private: Path) -> None:
+        """Write the swapped one into `private`, with a link to ssh.cfg where there is one beside the other."""
+        self.out = inventory
+        self.back = private / "hosts.yml"
+        found = yaml.safe_load(inventory.read_text(encoding="utf-8"))
+        groups = found["all"]["children"]
+        groups["source"], groups["destination"] = groups["destination"], groups["source"]
+        self.back.write_text(yaml.safe_dump(found), encoding="utf-8")
+        config = inventory.parent / "ssh.cfg"
+        if config.exists():
+            (private / config.name).symlink_to(config)
+
+
+class Mover:
+    """Runs migrate.yml and reads what it measured."""
+
+    def __init__(self, nodes: Nodes, folder: Path, params: dict[str, Any]) -> None:
+        """Results go below `folder`; `params` are for the workloads that know them."""
+        self.nodes = nodes
+        self.folder = folder
+        self.params = params
+
+    def start(self, workload: str) -> tuple[dict[str, Any], Traveller | None]:
+        """Start a workload on the source and move it to the destination; no traveller where nothing was started."""
+        known = yaml.safe_load(
+            (ROOT / "roles" / f"workload_{workload}" / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
+        )["argument_specs"]["main"]["options"]
+        params = {**DEFAULTS[workload], **{name: value for name, value in self.params.items() if name in known}}
+        move = self._play(self.nodes.out, workload, {"workload": workload, **VARIANTS[START], **params})
+        run_id = move["run_id"]
+        record = {"workload": workload, "variant": "first", "direction": "out", "params": params, **move}
+        traveller = Traveller(workload, move["pid"] or 0, f"/srv/criu-migrate/{run_id}") if run_id else None
+        return record, traveller
+
+    def move(self, traveller: Traveller, variant: str) -> dict[str, Any]:
+        """Move it to the other node."""
+        inventory = self.nodes.back if traveller.there else self.nodes.out
+        direction = "back" if traveller.there else "out"
+        extra = {"workload": "process", "pid": traveller.pid, **VARIANTS[variant]}
+        move = self._play(inventory, traveller.workload, extra)
+        traveller.there = not traveller.there
+        return {"workload": traveller.workload, "variant": variant, "direction": direction, **move}
+
+    def _play(self, inventory: Path, workload: str, extra: dict[str, Any]) -> dict[str, Any]:
+        results = self.folder / "runs" / f"{workload}_{time.time_ns() // 1_000_000}"
+        results.mkdir(parents=True)
+        given = {"client": False, "results_dir": str(results), **extra}
+        began = time.time()
+        rc = self._run("migrate.yml", inventory, given, results / "play.log")
+        found: dict[str, Any] = {}
+        for path in results.glob("*/metrics.json"):
+            found = json.loads(path.read_text(encoding="utf-8"))
+        downtime = found.get("downtime") or {}
+        move = {
+            "rc": rc,
+            "at": round(began, 3),
+            "seconds": round(time.time() - began, 3),
+            "load": round(os.getloadavg()[0], 2),
+            "results": str(results),
+            "run_id": found.get("run_id", ""),
+            "status": found.get("status"),
+            "pid": (found.get("process") or {}).get("pid"),
+            "verified": (found.get("integrity") or {}).get("verified"),
+            "method": (found.get("integrity") or {}).get("method"),
+            "strategy": found.get("strategy"),
+            "lazy_restore": found.get("lazy_restore"),
+            "transfer": (found.get("transfer") or {}).get("method"),
+            "bytes": (found.get("transfer") or {}).get("bytes"),
+            **{name: downtime.get(name) for name in ("service", "usual_gap", "frozen")},
+            "times": found.get("times"),
+            "total": (found.get("times") or {}).get("total"),
+        }
+        if found.get("error"):
+            move["error"] = found["error"]
+        return move
+
+    def end(self, run_id: str, traveller: Traveller | None) -> None:
+        """End a workload on whichever node it is, after an unfinished run has been brought to its end."""
+        log = self.folder / "ends.log"
+        if run_id:
+            self._run("playbooks/resolve.yml", self.nodes.out, {"run_id": run_id}, log)
+        if traveller is not None:
+            words = f"working_dir={traveller.working_dir} purge=true force=true"
+            command = [self._program("ansible"), "-i", str(self.nodes.out), "source:destination", "-b"]
+            self._call([*command, "-m", "workload_stop", "-a", words], log)
+
+    def _run(self, playbook: str, inventory: Path, extra: dict[str, Any], log: Path) -> int:
+        command = [self._program("ansible-playbook"), "-i", str(inventory), playbook, "-e", json.dumps(extra)]
+        return self._call(command, log)
+
+    @staticmethod
+    def _program(name: str) -> str:
+        return str(Path(sys.executable).parent / name)
+
+    @staticmethod
+    def _call(command: list[str], log: Path) -> int:
+        with log.open("a", encoding="utf-8") as stream:
+            try:
+                return subprocess.run(
+                    command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, timeout=LIMIT,
+                    env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                return -1
