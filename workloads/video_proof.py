@@ -19,6 +19,8 @@ METHOD = "ffprobe decodes every frame and finds no gap; every encoded frame comp
 WRAP = 1 << 33  # MPEG-TS timestamps have 33 bits
 SEGMENT_FORM = ["-flags:v", "+global_header", "-f", "mpegts"]  # as the segment muxer wants it
 FILE_FORM = ["-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1", "-f", "mp4"]
+PERIOD = 13  # frames that are drawn, once; all others are cut from them
+PLACES = (61, 59)  # columns and rows, two pixels apart, that a frame begins at: none is like another for 46787 frames
 QUIET = ["-hide_banner", "-v", "error"]
 
 
@@ -31,10 +33,20 @@ class Picture:
     fps: int
     group: int
 
-    @property
-    def source(self) -> str:
-        """Return the source as libavfilter writes it."""
-        return f"testsrc2=size={self.width}x{self.height}:rate={self.fps}"
+    def source(self, first: int = 0, frames: int = 0) -> str:
+        """Return the pictures from number `first` on, all or `frames` of them, as libavfilter writes it.
+
+        testsrc2 can only begin with its own first picture, which would make a proof take ever longer. So it draws a
+        few, larger than wanted, and the number of a frame says from which of them it is cut, and where.
+        """
+        columns, rows = PLACES
+        drawn = f"testsrc2=size={self.width + 2 * columns}x{self.height + 2 * rows}:rate={self.fps},format=yuv420p"
+        again = f"loop=loop=-1:size={PERIOD}"
+        if frames:
+            begin = first % PERIOD
+            again += f",trim=start_frame={begin}:end_frame={begin + frames},setpts=PTS-STARTPTS"
+        place = f"x='2*mod(n+{first},{columns})':y='2*mod(n+{first},{rows})'"
+        return f"{drawn},{again},crop={self.width}:{self.height}:{place}"
 
 
 @dataclass
@@ -116,7 +128,7 @@ def reference(picture: Picture, first: int, frames: int, form: Sequence[str]) ->
     the first frame that it ever makes.
     """
     begin = max(0, (first // picture.group - 1) // 2 * 2 * picture.group)
-    source = f"{picture.source},trim=start_frame={begin}:end_frame={first + frames},setpts=PTS-STARTPTS,format=yuv420p"
+    source = picture.source(begin, first + frames - begin)
     encode = ["ffmpeg", "-nostdin", *QUIET, "-f", "lavfi", "-i", source, *encoding(picture), *form, "pipe:1"]
     probe = ["ffprobe", *QUIET, "-show_data_hash", "CRC32", "-show_entries", "packet=data_hash", "-of", "csv", "-"]
     with subprocess.Popen(encode, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as encoder:

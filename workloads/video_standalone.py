@@ -65,7 +65,7 @@ def command(program: str, picture: Picture, folder: str, seconds: int | None) ->
     """
     options = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "warning", "-y"]
     options += ["-progress", "pipe:1", "-stats_period", "0.01"]
-    options += ["-re", "-f", "lavfi", "-i", f"{picture.source},format=yuv420p"]
+    options += ["-re", "-f", "lavfi", "-i", picture.source()]
     options += encoding(picture)
     if seconds is None:
         options += ["-f", "segment", "-segment_time", str(GROUP_SECONDS), "-segment_format", "mpegts"]
@@ -201,7 +201,7 @@ def run(options: Any) -> None:
     picture = Picture(width, height, options.fps, options.fps * GROUP_SECONDS)
     contract = Contract(options.working_dir, options.heartbeat_interval)
     studio = Studio(contract, picture, options)
-    say(f"ffmpeg {studio.encoder.process.pid}: {picture.source}, {options.video_mode}")
+    say(f"ffmpeg {studio.encoder.process.pid}: {picture.source()}, {options.video_mode}")
     try:
         serve(studio)
         say("asked to end")

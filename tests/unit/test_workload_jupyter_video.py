@@ -98,10 +98,17 @@ def test_resolution_that_cannot_be(text: str) -> None:
 def test_command_of_each_mode() -> None:
     live = video_standalone.command("ffmpeg", PICTURE, "/d", None)
     assert live[-1] == "/d/segment_%06d.ts" and "-t" not in live
-    assert "testsrc2=size=64x48:rate=30,format=yuv420p" in live
+    cut = "crop=64:48:x='2*mod(n+0,61)':y='2*mod(n+0,59)'"
+    assert f"testsrc2=size=186x166:rate=30,format=yuv420p,loop=loop=-1:size=13,{cut}" in live
     file = video_standalone.command("ffmpeg", PICTURE, "/d", 300)
     assert file[-1] == "/d/recording.mp4" and file[file.index("-t") + 1] == "300"
     assert "-t" not in video_standalone.command("ffmpeg", PICTURE, "/d", 0)
+
+
+def test_pictures_from_any_number_on_cost_the_same() -> None:
+    late = PICTURE.source(1_000_020, 60)
+    assert f"trim=start_frame={1_000_020 % 13}:end_frame={1_000_020 % 13 + 60}," in late
+    assert "x='2*mod(n+1000020,61)':y='2*mod(n+1000020,59)'" in late
 
 
 def piece(first: int, frames: int = 60, errors: str = "", size: tuple[int, int] = (64, 48)) -> Decoded:
