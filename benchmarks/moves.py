@@ -50,19 +50,26 @@ class Traveller:
 
 
 class Nodes:
-    """The inventory for each direction: the given one, and one with source and destination swapped."""
+    """An inventory for each direction, without the clients' host, which would only be prepared each time."""
 
     def __init__(self, inventory: Path, private: Path) -> None:
-        """Write the swapped one into `private`, with a link to ssh.cfg where there is one beside the other."""
-        self.out = inventory
-        self.back = private / "hosts.yml"
+        """Write them into `private`, each with a link to ssh.cfg where there is one beside the given `inventory`."""
         found = yaml.safe_load(inventory.read_text(encoding="utf-8"))
         groups = found["all"]["children"]
+        groups.pop("client", None)
+        self.out = self._write(private / "out", inventory, found)
         groups["source"], groups["destination"] = groups["destination"], groups["source"]
-        self.back.write_text(yaml.safe_dump(found), encoding="utf-8")
-        config = inventory.parent / "ssh.cfg"
+        self.back = self._write(private / "back", inventory, found)
+
+    @staticmethod
+    def _write(folder: Path, like: Path, content: dict[str, Any]) -> Path:
+        folder.mkdir(mode=0o700)
+        config = like.parent / "ssh.cfg"
         if config.exists():
-            (private / config.name).symlink_to(config)
+            (folder / config.name).symlink_to(config)
+        path = folder / "hosts.yml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return path
 
 
 class Mover:

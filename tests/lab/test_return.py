@@ -19,9 +19,7 @@ def test_there_and_back(prepare: Prepare, lab: Lab, tmp_path: Path) -> None:
     pid = check_metrics(out, verified=True)["process"]["pid"]
     lab.destination.path(f"{folder}/stale").touch()
     back = Migration(lab, tmp_path, "process", pid=pid, working_dir="", migration_strategy="postcopy")
-    private = tmp_path / "back"
-    private.mkdir()
-    back.inventories = [Nodes(lab.inventory, private).back]
+    back.inventories = [Nodes(lab.inventory, tmp_path).back]
     try:
         back.run()
     finally:

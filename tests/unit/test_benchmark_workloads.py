@@ -52,10 +52,11 @@ def test_the_way_back_swaps_the_nodes(tmp_path: Path) -> None:
     (lab / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": hosts, "vars": {"x": 1}}}), encoding="utf-8")
     (lab / "ssh.cfg").touch()
     nodes = Nodes(lab / "hosts.yml", private)
-    back = yaml.safe_load(nodes.back.read_text(encoding="utf-8"))["all"]
-    assert list(back["children"]["source"]["hosts"]) == ["b"]
-    assert list(back["children"]["destination"]["hosts"]) == ["a"]
-    assert back["vars"] == {"x": 1} and (private / "ssh.cfg").exists()
+    for path, source, destination in ((nodes.out, "a", "b"), (nodes.back, "b", "a")):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))["all"]
+        groups = {name: list(group["hosts"]) for name, group in found["children"].items()}
+        assert groups == {"source": [source], "destination": [destination]}
+        assert found["vars"] == {"x": 1} and (path.parent / "ssh.cfg").exists()
 
 
 class Fake(Mover):
