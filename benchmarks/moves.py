@@ -135,11 +135,12 @@ class Mover:
             move["error"] = found["error"]
         return move
 
-    def end(self, run_id: str, traveller: Traveller | None) -> None:
-        """End a workload on whichever node it is, after an unfinished run has been brought to its end."""
+    def end(self, traveller: Traveller | None, bad: dict[str, Any] | None = None) -> None:
+        """End a workload on whichever node it is, after the `bad` move has been brought to an end."""
         log = self.folder / "ends.log"
-        if run_id:
-            self._run("playbooks/resolve.yml", self.nodes.out, {"run_id": run_id}, log)
+        if bad and bad["run_id"]:
+            inventory = self.nodes.back if bad["direction"] == "back" else self.nodes.out
+            self._run("playbooks/resolve.yml", inventory, {"run_id": bad["run_id"]}, log)
         if traveller is not None:
             words = f"working_dir={traveller.working_dir} purge=true force=true"
             command = [self._program("ansible"), "-i", str(self.nodes.out), "source:destination", "-b"]

@@ -114,11 +114,11 @@ def move_about(mover: Mover, record: Record, workload: str, rounds: int, until: 
                 record.add(move, len(todo) - 1)
                 todo.pop(0)
             if not good(move):
-                mover.end(move["run_id"], traveller)
+                mover.end(traveller, move)
                 traveller = None
     finally:
         if traveller is not None:
-            mover.end("", traveller)
+            mover.end(traveller)
 
 
 def run(options: argparse.Namespace, folder: Path) -> list[Move]:

@@ -75,7 +75,7 @@ class Fake(Mover):
     def move(self, traveller: Traveller, variant: str) -> dict[str, Any]:
         return self._made(traveller.workload, variant)
 
-    def end(self, run_id: str, traveller: Traveller | None) -> None:
+    def end(self, traveller: Traveller | None, bad: dict[str, Any] | None = None) -> None:
         self.ended += 1
 
 
