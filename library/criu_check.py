@@ -9,6 +9,7 @@ short_description: Tell what the CRIU of this node can do, by trying
 description:
   - Runs C(criu check), asks for single features, and dumps a small process of its own that listens on a TCP socket.
     Some versions of CRIU pass the check and still cannot dump a socket on a newer kernel.
+  - Only the protocol of the page server cannot be tried, so a CRIU before 4.2 is told by its version.
   - Never fails because CRIU is missing or does not work; look at RV(ok) and RV(reason).
 options:
   features:
@@ -68,7 +69,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ok:
-  description: CRIU is installed, C(criu check) passes and the trial dump, if made, succeeded.
+  description: CRIU 4.2 or later is installed, C(criu check) passes and the trial dump, if made, succeeded.
   type: bool
   returned: always
 reason:

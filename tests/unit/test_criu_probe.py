@@ -23,12 +23,12 @@ class FakeCriu:
 
     path = "/usr/sbin/criu"
 
-    def __init__(self, check: int) -> None:
-        self.check = check
+    def __init__(self, check: int, version: str) -> None:
+        self.check, self.version = check, version
 
     def run(self, words: list[str]) -> cli.Result:
         if words == ["--version"]:
-            return cli.Result(words, 0, 0.0, "", "", "Version: 4.2.1\nGitID: v4.2.1\n")
+            return cli.Result(words, 0, 0.0, "", "", f"Version: {self.version}\nGitID: v{self.version}\n")
         return cli.Result(words, self.check, 0.0, "", LOG, "")
 
     def has_feature(self, name: str) -> bool:
@@ -39,9 +39,9 @@ class FakeCriu:
 def node(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that sets what this node's criu answers."""
 
-    def set_up(check: int = 0, dumpable: bool = True) -> None:
+    def set_up(check: int = 0, dumpable: bool = True, version: str = "4.2.1") -> None:
         trial = {"dumpable": dumpable, "rc": 0 if dumpable else 1, "seconds": 0.1, "reason": "1:16"}
-        monkeypatch.setattr(cli, "Criu", lambda: FakeCriu(check))
+        monkeypatch.setattr(cli, "Criu", lambda: FakeCriu(check, version))
         monkeypatch.setattr(probe, "trial", lambda _criu: trial)
 
     return set_up
@@ -59,6 +59,17 @@ def test_a_passed_check_is_not_enough(node: Any) -> None:
     found = probe.look()
     assert not found["ok"]
     assert found["reason"] == "In a trial, 1:16"
+
+
+@pytest.mark.parametrize(
+    ("version", "good"), [("3.17.1", False), ("4.1.1", False), ("4.2", True), ("5.0", True), ("", False)]
+)
+def test_the_page_server_has_to_speak_our_protocol(node: Any, version: str, good: bool) -> None:
+    node(version=version)
+    found = probe.look()
+    assert found["ok"] is good
+    assert ("older than 4.2" in found["reason"]) is not good
+    assert bool(found["trial"]) is good
 
 
 def test_nothing_is_tried_after_a_failed_check(node: Any) -> None:

@@ -18,6 +18,10 @@ from .errors import CriuError
 
 FEATURES = ("mem_dirty_track", "uffd-noncoop", "network_lock_nftables", "timens", "pidfd_store")
 TRIAL_LIMIT = 30.0  # seconds for the dump of a small process
+# page_images.py and lazy_proxy.py speak this one's page server. 4.1.1 sends 24 bytes where 4.2 sends 32, and neither
+# names its version on the wire nor as a feature, so here versions have to be compared: read as the other one's, the
+# pages of a frozen process would only be missed at the limit of the dump.
+OLDEST = (4, 2)
 
 
 def identity(text: str) -> tuple[str, str]:
@@ -25,6 +29,14 @@ def identity(text: str) -> tuple[str, str]:
     version = re.search(r"Version: (\S+)", text)
     git = re.search(r"GitID: (\S+)", text)
     return (version.group(1) if version else "", git.group(1) if git else "")
+
+
+def too_old(version: str) -> str:
+    """Why a CRIU of this version is not used, '' where it is."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match and (int(match.group(1)), int(match.group(2))) >= OLDEST:
+        return ""
+    return "It is older than 4.2, and its page server speaks another protocol."
 
 
 def trial(criu: cli.Criu, base: str = "") -> dict[str, Any]:
@@ -69,7 +81,7 @@ def _cause(what: str, result: cli.Result) -> str:
 
 
 def look(features: Iterable[str] = FEATURES, with_trial: bool = True) -> dict[str, Any]:
-    """Everything about this node's CRIU; `ok` when `criu check` passes and the trial dump succeeds."""
+    """Everything about this node's CRIU; `ok` when it is new enough, `criu check` passes and the trial succeeds."""
     found: dict[str, Any] = {
         "installed": False, "ok": False, "path": "", "version": "", "git_id": "", "kernel": os.uname().release,
         "check": {}, "features": {}, "trial": {}, "reason": "CRIU is not installed.",
@@ -82,10 +94,10 @@ def look(features: Iterable[str] = FEATURES, with_trial: bool = True) -> dict[st
     found["version"], found["git_id"] = identity(criu.run(["--version"]).stderr)
     check = criu.run(["check"])
     found["check"] = {"rc": check.rc, "log_tail": check.log_tail}
-    found["reason"] = _cause("check", check) if check.rc else ""
+    found["reason"] = _cause("check", check) if check.rc else too_old(found["version"])
     if check.rc == 0:
         found["features"] = {name: criu.has_feature(name) for name in features}
-    if check.rc == 0 and with_trial:
+    if not found["reason"] and with_trial:
         found["trial"] = trial(criu)
         if not found["trial"]["dumpable"]:
             found["reason"] = f"In a trial, {found['trial']['reason']}"
