@@ -38,7 +38,7 @@ def check_criu(case: Case) -> Iterator[Finding]:
                 yield Finding("criu", name, f"CRIU is not installed yet; {INSTALLS}.", "", True)
         elif not criu["ok"]:
             text = f"CRIU {criu['version']} does not work on kernel {facts['kernel']}: {criu['reason'].rstrip('.')}."
-            remedy = "Run migrate.yml, which installs a CRIU that works where Debian has one. Or install CRIU 4.2 or later."
+            remedy = "Run migrate.yml, which installs a CRIU that works where there is one. Or install 4.2 or later."
             yield Finding("criu", name, text, remedy, not case.prepared)
 
 
