@@ -28,7 +28,10 @@ def no_uffd(node: str) -> Change:
 
 OBSTACLES = [
     (no_uffd("destination"), "node-2 has no userfaultfd"),
-    (put(f"destination.space.{IMAGES_TMPFS}.free", 0), "do not lie in memory"),
+    (
+        put(f"destination.space.{IMAGES_TMPFS}.free", 0),
+        "too large for the destination's tmpfs (/dev/shm/criu-migrate has 0 B",
+    ),
     (put("destination.memory.available", GIB), "does not fit"),
     (put("tree.memory.lazy", GIB // 4), "only 256.0 MiB of 1.0 GiB can come later"),
 ]
@@ -58,10 +61,31 @@ def test_what_was_asked_for_and_cannot_be_is_a_problem(change: Change, why: str)
 
 
 @pytest.mark.parametrize(("change", "why"), [OBSTACLES[0], *OBSTACLES[2:], (no_uffd("source"), "node-1 has no")])
-def test_post_copy_needs_the_same_and_the_source_too(change: Change, why: str) -> None:
+def test_post_copy_needs_the_same_and_the_source_too_else_it_moves_eagerly(change: Change, why: str) -> None:
     found = plan(change, migration_strategy="postcopy")
-    assert found[:2] == ("postcopy", False)
+    assert found[:2] == ("full", False)
+    assert why in found.reason
+    assert [finding.warning for finding in found.findings] == [True]
     assert why in found.findings[0].problem
+
+
+def test_what_is_as_it_was_asked_for_needs_no_reason() -> None:
+    for params in ({"migration_strategy": "postcopy"}, {"migration_strategy": "full", "lazy_restore": True}):
+        assert (plan(**params).reason, plan(**params).findings) == ("", [])
+
+
+def test_images_that_shall_not_lie_in_memory_are_not_too_large_for_it() -> None:
+    assert "the images do not lie in memory" in plan(image_storage="disk").reason
+
+
+def test_post_copy_that_cannot_be_is_refused_where_an_eager_move_cannot_be_either() -> None:
+    facts = good()
+    facts["tree"]["memory"]["lazy"] = GIB
+    facts["params"]["migration_strategy"] = "postcopy"
+    facts["destination"]["memory"]["available"] = GIB // 2
+    found = preflight.judge(Case(**facts))
+    assert [finding.check for finding in found if not finding.warning] == ["images"]
+    assert [finding.check for finding in found if finding.warning] == ["lazy"]
 
 
 def test_full_is_eager_unless_told_otherwise() -> None:

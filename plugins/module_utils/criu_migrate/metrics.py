@@ -186,7 +186,7 @@ def build(
         "experiment_name": params.get("experiment_name") or f"{params['workload']['name']}-full",
         "workload": {"name": params["workload"]["name"], "params": params["workload"]["params"]},
         "strategy": plan.get("strategy"),
-        "strategy_reason": plan.get("reason") if params.get("migration_strategy") == "auto" else None,
+        "strategy_reason": plan.get("reason") or None,
         "lazy_restore": bool(plan.get("lazy_restore")),
         "transfer": transfer(params, str(plan.get("strategy")), one, two, stats, marks),
         "status": status,

@@ -49,6 +49,14 @@ def choose(case: Case) -> Choice:
     return Choice(images, findings)
 
 
+def tmpfs_too_small(case: Case) -> str:
+    """What the destination's tmpfs lacks for the images; '' where it was not tried, or is none that can be used."""
+    place = case.destination["space"].get(IMAGES_TMPFS) or {}
+    if (IMAGES_TMPFS, True) not in _candidates(case.params) or place.get("problem") or place.get("fstype") != "tmpfs":
+        return ""
+    return _objection(case.destination, IMAGES_TMPFS, needs(case)["destination"], True)
+
+
 def _candidates(params: Facts) -> list[tuple[str, bool]]:
     """(directory, must it be tmpfs) in the order of preference."""
     if params.get("image_dir"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .preflight import Case, Check, Finding, size
-from .preflight_images import choose, needs
+from .preflight_images import choose, needs, tmpfs_too_small
 
 EAGER = "Use migration_strategy=full without lazy_restore, which restores all memory before the process runs."
 MOST = 0.5  # of the memory has to be able to come later, or it is not worth the risk
@@ -22,19 +22,27 @@ class Plan(NamedTuple):
 
 
 def decide(case: Case) -> Plan:
-    """What this migration does. Only `auto` steps back by itself; what was asked for and cannot be is a problem."""
+    """What this migration does; the reason is empty where that is just what was asked for.
+
+    Post-copy that cannot be becomes an eager move: the process is to be saved, more than the strategy. A lazy restore
+    that was asked for and cannot be is a problem.
+    """
     strategy, wanted = str(case.params.get("migration_strategy") or "auto"), case.params.get("lazy_restore")
     if strategy == "postcopy":
-        return Plan("postcopy", False, "asked for", _problems(case, obstacles(case, remote=True), "post-copy"))
+        against = "; ".join(obstacles(case, remote=True))
+        if not against:
+            return Plan("postcopy", False, "", [])
+        text = f"No post-copy here: {against}. All memory moves while the process is frozen."
+        eager = Finding("lazy", case.names["destination"], text, "", True)
+        return Plan("full", False, f"moved eagerly, without post-copy: {against}", [eager])
     if strategy == "full":
-        against = obstacles(case, remote=False) if wanted else []
-        return Plan("full", bool(wanted), "asked for", _problems(case, against, "lazy restore"))
+        return Plan("full", bool(wanted), "", _problems(case, obstacles(case, remote=False) if wanted else []))
     if wanted is False:
         return Plan("full", False, "lazy_restore=false, and post-copy only when asked for", [])
-    against = obstacles(case, remote=False)
-    if against:
-        problems = _problems(case, against, "lazy restore") if wanted else []
-        return Plan("full", bool(wanted), f"restored eagerly: {'; '.join(against)}", problems)
+    found = obstacles(case, remote=False)
+    if found:
+        problems = _problems(case, found if wanted else [])
+        return Plan("full", bool(wanted), f"restored eagerly: {'; '.join(found)}", problems)
     return Plan("full", True, "post-copy only when asked for: the process would be lost with the source's node", [])
 
 
@@ -45,10 +53,8 @@ def obstacles(case: Case, remote: bool) -> list[str]:
         for name, facts in list(case.nodes())[0 if remote else 1 :]
         if facts["criu"]["features"].get("uffd-noncoop") is False
     ]
-    place = case.destination["space"].get(choose(case).images["destination"]) or {}
     memory, need = case.destination["memory"]["available"], needs(case)["destination"]
-    if not remote and place.get("fstype") not in ("tmpfs", "ramfs"):
-        found.append("the images do not lie in memory on the destination")
+    found += [] if remote else not_in_memory(case)
     if memory < need.images + need.process:
         found.append(f"twice the process's memory ({size(need.images + need.process)}) does not fit until it is filled")
     pages, lazy = (int(case.tree.get("memory", {}).get(name, 0)) for name in ("pages", "lazy"))
@@ -57,15 +63,26 @@ def obstacles(case: Case, remote: bool) -> list[str]:
     return found
 
 
-def _problems(case: Case, against: list[str], what: str) -> list[Finding]:
+def not_in_memory(case: Case) -> list[str]:
+    """Why a lazy restore would not find its images in the destination's memory; [] where it would."""
+    place = case.destination["space"].get(choose(case).images["destination"]) or {}
+    if place.get("fstype") in ("tmpfs", "ramfs"):
+        return []
+    objection = tmpfs_too_small(case)
+    if objection:
+        return [f"the process is too large for the destination's tmpfs ({objection})"]
+    return ["the images do not lie in memory on the destination"]
+
+
+def _problems(case: Case, against: list[str]) -> list[Finding]:
     node = case.names["destination"]
-    return [Finding("lazy", node, f"No {what} here: {obstacle}.", EAGER) for obstacle in against]
+    return [Finding("lazy", node, f"No lazy restore here: {obstacle}.", EAGER) for obstacle in against]
 
 
 def check_plan(case: Case) -> Iterator[Finding]:
     plan = decide(case)
     yield from plan.findings
-    if plan.strategy == "postcopy" and not plan.findings:
+    if plan.strategy == "postcopy":
         text = (
             "Until all pages have come, the process needs both nodes: when the source goes down in that time, it "
             "is lost."
