@@ -46,10 +46,15 @@ options:
     type: dict
     default: {}
   began:
-    description: When the run began, in seconds of the source's clock.
+    description: When the source was last looked at before the process was moved, in seconds of its clock.
     type: float
+  looked:
+    description: When the source was looked at, in seconds of the control node's clock.
+    type: list
+    elements: float
+    default: []
   ended:
-    description: When it ended, likewise.
+    description: When the run ended, likewise.
     type: float
   names:
     description: C(name) and C(address) of C(source) and C(destination).
@@ -98,6 +103,7 @@ class ActionModule(ActionBase):
         spec: dict[str, Any] = {name: {"type": "dict", "default": {}} for name in DICTS}
         spec["params"] = {"type": "dict", "required": True}
         spec.update({"began": {"type": "float"}, "ended": {"type": "float"}})
+        spec["looked"] = {"type": "list", "elements": "float", "default": []}
         _validation, given = self.validate_argument_spec(spec)
         built = metrics.build(
             given["params"],
@@ -109,6 +115,7 @@ class ActionModule(ActionBase):
             client=given["client"],
             error=given["error"] or None,
             began=given["began"],
+            looked=given["looked"],
             ended=given["ended"],
             names=given["names"],
         )

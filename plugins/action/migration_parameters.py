@@ -201,7 +201,8 @@ def _client(values: dict[str, Any], groups: Mapping[str, Any]) -> list[str]:
 
 
 def _finish(values: dict[str, Any], name: str, params: dict[str, Any]) -> dict[str, Any]:
-    now = time.gmtime()
+    began = time.time()
+    now = time.gmtime(began)
     strategy = ALIASES.get(values["migration_strategy"], values["migration_strategy"])
     if values["lazy_pages"] and strategy in ("auto", "full"):
         strategy = "postcopy"  # what the seed documents mean by it
@@ -210,6 +211,7 @@ def _finish(values: dict[str, Any], name: str, params: dict[str, Any]) -> dict[s
         **values,
         "run_id": run_id,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        "began": began,
         "results_name": f"{name}_{time.strftime('%Y%m%d_%H%M%S', now)}",
         "results_dir": str(Path.cwd() / Path(values["results_dir"]).expanduser()),
         "workload": {"name": name, "params": params},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -88,8 +88,35 @@ def transfer(params: Data, strategy: str, source: Data, destination: Data, stats
     }
 
 
+def beginning(params: Data, looked: Sequence[float], began: float | None) -> float | None:
+    """The start of the run on the source's clock, as if a test workload had been there already.
+
+    The nodes are looked at before a workload is started and again with its process; a run that finds its process there
+    looks once. What lies before the first look is the run's own (nodes prepared), what lies between the two is not.
+    """
+    if began is None or not looked or params.get("began") is None:
+        return began
+    return began - max(0.0, looked[0] - float(params["began"]))
+
+
+def times(
+    marks: Data, parts: Data, began: float | None, ended: float | None, looked: Sequence[float]
+) -> dict[str, Any]:
+    """The four times of the literature, and what is in none of them."""
+    return {
+        "preparation": _difference(marks.get("stopping"), began),
+        "downtime": parts["frozen"],
+        "resume": _difference(ended, marks.get("destination_resumed", marks.get("resumed"))),
+        "total": _difference(ended, began),
+        "workload_start": _difference(looked[-1], looked[0]) if looked else None,
+    }
+
+
 def deadlines(params: Data, status: str, began: float | None, free: float | None) -> dict[str, Any]:
-    """Would a notice at the start of the run have left enough time? For both providers, and the one asked for."""
+    """Would a notice at the start of the run, to a process that is there, have left enough time?
+
+    For both providers, and the one asked for.
+    """
     limits = dict(NOTICES)
     asked = params.get("deadline") or {}
     if asked and asked.get("name") not in NOTICES:
@@ -158,13 +185,15 @@ def build(
     client: Data | None = None,
     error: Data | None = None,
     began: float | None = None,
+    looked: Sequence[float] = (),
     ended: float | None = None,
     names: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Everything that design.md lists for metrics.json.
 
     source and destination: what criu_guard collected ({record, stats, ...}; empty where nothing was armed).
-    began and ended: seconds, the source's clock. names: {source: {name, address}, destination: ...}.
+    began (the last look before the move) and ended: seconds, the source's clock; looked: the control node's.
+    names: {source: {name, address}, destination: ...}.
     """
     one, two = source.get("record") or {}, destination.get("record") or {}
     marks = times_on_source_clock(one, two)
@@ -180,6 +209,7 @@ def build(
     where = {"migrated": "destination", "rolled_back": "source"}.get(status)
     root = (one.get("procs") or [{}])[0].get("pid")
     named = names or {}
+    start = beginning(params, looked, began)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run_id": params["run_id"],
@@ -200,12 +230,7 @@ def build(
                 **_name(named, "destination"), facts=facts.get("destination") or {}, clock=one.get("clock") or {}
             ),
         },
-        "times": {
-            "preparation": _difference(marks.get("stopping"), began),
-            "downtime": parts["frozen"],
-            "resume": _difference(ended, marks.get("destination_resumed", marks.get("resumed"))),
-            "total": _difference(ended, began),
-        },
+        "times": times(marks, parts, start, ended, looked),
         "downtime": parts,
         "marks": {name: round(value, 6) for name, value in sorted(marks.items(), key=lambda item: item[1])},
         "pre_dumps": [],
@@ -215,7 +240,7 @@ def build(
         "lazy": lazy(one, two),
         "memory": _observed(one, two, "memory"),
         "open_files": _observed(one, two, "open_files"),
-        "deadlines": deadlines(params, status, began, marks.get("done")),
+        "deadlines": deadlines(params, status, start, marks.get("done")),
         "integrity": integrity(verified or {}, client or {}),
     }
     if params.get("started"):

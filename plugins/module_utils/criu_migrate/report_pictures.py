@@ -174,11 +174,11 @@ def parts(metrics: Data) -> dict[str, Any] | None:
 def four_times(metrics: Data) -> dict[str, Any] | None:
     """Preparation, downtime, resume and total, on one scale."""
     times = metrics.get("times") or {}
-    longest = max((float(value) for value in times.values() if value is not None), default=0.0)
+    kinds = {"preparation": "source", "downtime": "frozen", "resume": "destination", "total": "rest"}
+    longest = max((float(times[name]) for name in kinds if times.get(name) is not None), default=0.0)
     if not longest:
         return None
     scale = Scale(0.0, longest)
-    kinds = {"preparation": "source", "downtime": "frozen", "resume": "destination", "total": "rest"}
     rows = []
     for name, kind in kinds.items():
         value = times.get(name)

@@ -130,7 +130,10 @@ def _times(times: Mapping[str, Any]) -> list[str]:
     if not times:
         return []
     names = ("preparation", "downtime", "resume", "total")
-    return ["Times:", *(f"  {name.capitalize()}: {seconds(times.get(name), 3)}" for name in names)]
+    lines = ["Times:", *(f"  {name.capitalize()}: {seconds(times.get(name), 3)}" for name in names)]
+    if times.get("workload_start"):
+        lines.append(f"  Starting the workload, in none of these: {seconds(times['workload_start'], 3)}")
+    return lines
 
 
 def _nodes(metrics: Mapping[str, Any]) -> list[str]:
