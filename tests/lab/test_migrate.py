@@ -79,7 +79,7 @@ def test_redis_over_a_trusted_link(prepare: Prepare, lab: Lab) -> None:
 
 
 def test_redis_without_outside_connections(prepare: Prepare) -> None:
-    migration, aftermath = prepare("redis", **SMALL["redis"])
+    migration, aftermath = prepare("redis", service_address="", **SMALL["redis"])
     migration.run()
     check_metrics(migration, verified=True)
     aftermath.check("destination")

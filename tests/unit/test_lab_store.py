@@ -11,7 +11,7 @@ import yaml
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lab_inventory, lab_node, lab_store
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 HOSTS = {"node-1": "10.77.0.10", "node-2": "10.77.0.11", "node-3": "10.77.0.12", "client-1": "10.77.0.100"}
 
@@ -108,6 +108,20 @@ def test_the_inventory_has_the_groups_that_playbooks_name() -> None:
     assert zones["az_a"]["hosts"]["node-3"] == {"ansible_host": "10.77.0.12"}
     assert data["vars"]["lab_service_address"] == "10.77.0.200"
     assert data["vars"]["ansible_user"] == "ubuntu"
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [({"workload": "redis"}, "10.77.0.200"), ({"workload": "memory"}, ""), ({}, ""),
+     ({"workload": "redis", "service_address": ""}, "")],
+)  # fmt: skip
+def test_redis_in_the_lab_has_an_address_that_moves(
+    ansible: Run, tmp_path: Path, extra: dict[str, str], expected: str
+) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(lab_inventory.hosts_yaml(HOSTS, "10.77.0.200"), encoding="utf-8")
+    words = ["-i", str(inventory), "-m", "debug", "-a", "msg=[{{ service_address }}]", "-e", json.dumps(extra)]
+    assert f"[{expected}]" in ansible("ansible", "localhost", *words).stdout
 
 
 def test_ssh_knows_every_host_and_checks_its_key() -> None:

@@ -34,6 +34,8 @@ def hosts_yaml(hosts: Mapping[str, str], service: str, machines: bool = False) -
         text += "    # an emulated machine may need longer than Ansible's 10 s for its first sudo\n"
         text += "    ansible_timeout: 60\n"
     text += f"    # free in this lab: an address that moves with a process\n    lab_service_address: {service}\n"
+    text += "    # what has a client outside would lose it, unless told otherwise (-e service_address=...)\n"
+    text += "    service_address: \"{{ lab_service_address if workload | default('') == 'redis' else '' }}\"\n"
     text += "  children:\n"
     text += _group("source", {"node-1": hosts["node-1"]})
     text += _group("destination", {"node-2": hosts["node-2"]})

@@ -63,7 +63,7 @@ def _figures(metrics: Data) -> list[tuple[str, str, str]]:
         ("Service downtime", pictures.duration(down.get("service")), seen),
         ("Witness", pictures.duration(down.get("witness")), by),
         ("Frozen", pictures.duration(down.get("frozen")), "from the freeze to the thaw"),
-        ("Whole run", pictures.duration(times.get("total")), "with preparation and verification; the workload ran already"),
+        ("Whole run", pictures.duration(times.get("total")), "from its start, that of the workload left out"),
         ("Moved", pictures.size(transfer.get("bytes")), "not measured" if rate is None else f"{pictures.size(rate)}/s"),
     ]
 
