@@ -133,7 +133,7 @@ seen:
   returned: O(state=collected)
   type: dict
 stats:
-  description: CRIU's own statistics; times in seconds.
+  description: CRIU's own statistics; times in seconds. C(problem) where they are there and cannot be read.
   returned: O(state=collected)
   type: dict
 """

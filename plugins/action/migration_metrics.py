@@ -122,4 +122,7 @@ class ActionModule(ActionBase):
         logs = result_files.build(
             given["source"], given["destination"], given["earlier"], given["names"], built["status"]
         )
+        problems = [(given[role].get("stats") or {}).get("problem") for role in ("source", "destination")]
+        if any(problems):
+            result["warnings"] = [f"Figures of CRIU's are missing: {problem}" for problem in problems if problem]
         return {**result, "changed": False, "metrics": built, "files": logs}

@@ -1,14 +1,17 @@
-"""Every workload over every transfer: moved, whole, once, and nothing left behind."""
+"""Each kind of workload over each transfer: moved, whole, once, and nothing left behind."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 import pytest
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.inspect_node import IMAGES_DISK
 from tests.conftest import ROOT
 from tests.lab.conftest import Prepare
 from tests.lab.harness.migration import Migration
@@ -42,6 +45,7 @@ def check_metrics(migration: Migration, verified: bool | None) -> dict[str, Any]
     assert metrics["status"] == "migrated"
     assert metrics["integrity"]["verified"] is verified
     assert schema_errors(metrics) == []
+    assert metrics["dump"] and metrics["restore"], "CRIU's own figures are missing"
     return metrics
 
 
@@ -56,8 +60,50 @@ def check_counter(node: Node, path: str) -> None:
 def test_memory(prepare: Prepare, transfer: str) -> None:
     migration, aftermath = prepare("memory", transfer=transfer, **SMALL["memory"])
     migration.run()
-    check_metrics(migration, verified=True)
+    metrics = check_metrics(migration, verified=True)
+    assert metrics["dump"]["pages_written"] > 0
+    assert (metrics["strategy"], metrics["lazy_restore"]) == ("full", True)
+    assert "post-copy only when asked for" in metrics["strategy_reason"]
     aftermath.check("destination")
+
+
+def test_images_on_disk_that_are_kept(prepare: Prepare, lab: Lab) -> None:
+    migration, aftermath = prepare("memory", image_storage="disk", keep_images=True, **SMALL["memory"])
+    migration.run()
+    metrics = check_metrics(migration, verified=True)
+    assert not metrics["lazy_restore"]
+    assert "images do not lie in memory" in metrics["strategy_reason"]
+    aftermath.check("destination")
+    kept = {node: node.path(f"{IMAGES_DISK}/{metrics['run_id']}") for node in (lab.source, lab.destination)}
+    pages = sum(path.stat().st_size for path in kept[lab.destination].glob("pages-*.img"))
+    assert pages >= metrics["dump"]["pages_written"] * 4096 > 16 << 20
+    for node, folder in kept.items():
+        assert (folder / "inventory.img").is_file(), f"no images on {node.name}"
+        assert folder.stat().st_mode & 0o077 == 0
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bare(lab: Lab) -> Iterator[Node]:
+    """The destination, its criu under another name."""
+    node = lab.destination
+    criu = node.path(node.run("sh", "-c", "command -v criu").strip())
+    aside = criu.with_name("criu.aside")
+    criu.rename(aside)
+    yield node
+    aside.rename(criu)
+
+
+def test_a_check_says_what_would_be_installed(prepare: Prepare, bare: Node) -> None:
+    migration, aftermath = prepare("memory", **SMALL["memory"])
+    migration.arguments = ["--check"]
+    migration.run()
+    assert "Would be installed: the distribution's criu" in migration.output()
+    assert f"[{bare.name}] CRIU is not installed yet" in migration.output()
+    migration.playbook, migration.arguments = "playbooks/preflight.yml", []
+    migration.run()
+    assert f"[{bare.name}] CRIU is not installed yet" in migration.output()
+    aftermath.check_untouched()
 
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
@@ -65,6 +111,7 @@ def test_redis_keeps_its_outside_client(prepare: Prepare, lab: Lab, transfer: st
     migration, aftermath = prepare("redis", transfer=transfer, service_address=lab.service_address(1), **SMALL["redis"])
     migration.run()
     metrics = check_metrics(migration, verified=True)
+    assert metrics["dump"]["pages_written"] > 0
     assert 0 < metrics["downtime"]["service"] < 30
     aftermath.check("destination", client=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,38 +10,47 @@ import shutil
 import subprocess
 from typing import Any
 
+from .errors import MigrationError
 from .limits import TOOL
 from .net import tables
 
 
 def decode(path: str) -> list[dict[str, Any]]:
-    """The entries of one image file; [] when it is not there or no decoder is installed."""
+    """The entries of one image file, [] where there is no such file; MigrationError when it cannot be decoded."""
     if not os.path.exists(path):
         return []
     try:
         import pycriu  # type: ignore[import-not-found]
 
         with open(path, "rb") as handle:
-            loaded = pycriu.images.load(handle, True)
-    except (ImportError, TypeError):  # not there, or older than the installed protobuf
-        crit = shutil.which("crit", path="/usr/local/bin:/usr/bin:/bin")
-        if crit is None:
-            return []
-        done = subprocess.run([crit, "decode", "-i", path], capture_output=True, text=True, timeout=TOOL, check=False)
-        if done.returncode:
-            return []
-        loaded = json.loads(done.stdout)
-    return list(loaded.get("entries", []))
+            return list(pycriu.images.load(handle, True).get("entries", []))
+    except Exception as error:  # not there, older than the installed protobuf, or its word on the image
+        why = str(error) or type(error).__name__
+    remedy = "Install criu's python3-pycriu, of CRIU's own version, on that node."
+    crit = shutil.which("crit", path="/usr/local/bin:/usr/bin:/bin")
+    if crit is None:
+        raise MigrationError(f"{path} cannot be read: {why}.", remedy)
+    done = subprocess.run([crit, "decode", "-i", path], capture_output=True, text=True, timeout=TOOL, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"crit ended with {done.returncode}"])[-1]
+        raise MigrationError(f"{path} cannot be read: {why}.", remedy)
+    return list(json.loads(done.stdout).get("entries", []))
 
 
 def read(folder: str) -> dict[str, Any]:
-    """stats-dump and stats-restore of a work directory: {dump: {...}, restore: {...}}.
+    """stats-dump and stats-restore of a work directory: {dump: {...}, restore: {...}}, and `problem` where one of them
+    is there and cannot be read: a migration does not fail for want of its figures, but somebody is told.
 
     CRIU counts times in microseconds (images/stats.proto); here they are seconds, page counts stay counts.
     """
     result: dict[str, Any] = {}
     for kind in ("dump", "restore"):
-        for entry in decode(os.path.join(folder, f"stats-{kind}")):
+        try:
+            entries = decode(os.path.join(folder, f"stats-{kind}"))
+        except MigrationError as error:
+            result["problem"] = error.text()
+            continue
+        for entry in entries:
             values = entry.get(kind) or {}
             result[kind] = {
                 (name[:-5] if name.endswith("_time") else name): (
@@ -61,8 +71,9 @@ def run_id(images: str, log: str) -> str:
                     return match.group(1)
     except FileNotFoundError:
         pass
-    for entry in decode(os.path.join(images, "inventory.img")):
-        return str(entry.get("dump_criu_run_id", ""))
+    with contextlib.suppress(MigrationError):  # an undo goes on without it
+        for entry in decode(os.path.join(images, "inventory.img")):
+            return str(entry.get("dump_criu_run_id", ""))
     return ""
 
 
