@@ -15,8 +15,8 @@ description:
   - The process must not be dumped again before the daemon has ended.
 notes:
   - O(page_server) is for images of C(criu dump --lazy-pages), whose own page server still holds the memory. That is
-    post-copy. A link that is cut, or a daemon that dies, then costs the process. The guards' post-copy, which survives
-    the first, comes with a later issue.
+    post-copy. A link that is cut, or a daemon that dies, then costs the process. The guards' post-copy
+    (C(migration_strategy=postcopy)) survives both.
 options:
   state:
     description:
