@@ -29,6 +29,10 @@ options:
       - When the whole process stood still (seconds since 1970, source's clock); if not given, the window's begin.
         What was stamped up to then is the source's.
     type: float
+  since:
+    description:
+      - When an earlier move of the process ended (seconds since 1970, source's clock). Older stamps do not count.
+    type: float
 attributes:
   check_mode:
     support: full
@@ -84,6 +88,7 @@ def main() -> None:
             "window": {"type": "list", "elements": "float"},
             "clock_offset": {"type": "float", "default": 0.0},
             "frozen": {"type": "float"},
+            "since": {"type": "float"},
         },
         supports_check_mode=True,
     )
@@ -95,7 +100,8 @@ def main() -> None:
         stamps = ring_order(Path(module.params["path"]).read_bytes())
     except FileNotFoundError:
         stamps = []
-    report = gap_report(stamps, (window[0], window[1]) if window else None, offset, module.params["frozen"])
+    moments = (window[0], window[1]) if window else None
+    report = gap_report(stamps, moments, offset, module.params["frozen"], module.params["since"])
     module.exit_json(changed=False, present=bool(stamps), **report)
 
 

@@ -78,6 +78,10 @@ ready_seconds:
   description: Seconds from the start to the ready signal; null without O(wait_ready).
   type: float
   returned: when it was started
+since:
+  description: When the last migration of a process that ran already let it go on, seconds since 1970; null if none did.
+  type: float
+  returned: when it was not started
 user:
   description: Account that runs it.
   type: str

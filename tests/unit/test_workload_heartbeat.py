@@ -75,3 +75,21 @@ def test_nothing_is_claimed_without_stamps_on_both_sides() -> None:
     assert gap_report([], None)["resolution"] is None
     assert gap_report(ticks(100.0, 10), (200.0, 201.0))["service"] is None
     assert gap_report(ticks(100.0, 10))["service"] is None
+
+
+@pytest.mark.parametrize("first", [-3600.0, -2.0, 0.0, 2.0, 3600.0])
+@pytest.mark.parametrize("second", [-30.0, -0.1, 0.0, 0.1, 30.0])
+def test_the_gap_of_an_earlier_move_is_not_usual(first: float, second: float) -> None:
+    """A to B, which is `first` ahead, then to C, which is `second` ahead of B; the first move took 4 s."""
+    begun = 104.0 + first  # on B
+    stamps = [*ticks(98.0, 400), *ticks(begun, 2000), *ticks(begun + 10.25 + second, 400)]
+    freeze, thaw = begun + 9.996, begun + 10.24 + second
+    report = gap_report(stamps, (freeze, thaw), second, since=begun - 0.001)
+    assert report["usual_gap"] == pytest.approx(0.005, abs=1e-5)
+    assert report["service"]["seconds"] == pytest.approx(0.255, abs=1e-5)
+
+
+def test_what_was_usual_since_the_earlier_move_counts() -> None:
+    stamps = [100.0, 104.0, 105.0, 107.0, 109.0]
+    report = gap_report(stamps, (107.5, 108.5), since=103.9)
+    assert report["usual_gap"] == pytest.approx(2.0)

@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import workload, workload_start
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
+    proc,
+    record,
+    workload,
+    workload_start,
+)
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.inotify import Watch
 
@@ -186,6 +191,22 @@ def test_only_a_workloads_directory_is_removed(tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match="not a workload's directory"):
         workload.stop(str(tmp_path), purge=True)
     assert (tmp_path / "precious").exists()
+
+
+def test_the_end_of_the_last_move_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RUNS", str(tmp_path))
+    assert workload.adopt(os.getpid())["since"] is None
+    own = proc.stat(os.getpid())
+    assert own is not None
+    mine = {"pid": os.getpid(), "start": own[2]}
+    runs = [(mine, 5.0), (mine, 7.0), ({**mine, "start": 1}, 8.0), (mine, None)]
+    for number, (root, resumed) in enumerate(runs):
+        (tmp_path / f"run-{number}").mkdir()
+        text = json.dumps({"procs": [root], "times": {"armed": 9.0} if resumed is None else {"resumed": resumed}})
+        (tmp_path / f"run-{number}/record.json").write_text(text, encoding="utf-8")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/record.json").write_text("{", encoding="utf-8")
+    assert workload.adopt(os.getpid())["since"] == 7.0
 
 
 def test_adopt_names_what_cannot_be_moved() -> None:

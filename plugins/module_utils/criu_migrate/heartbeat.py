@@ -30,16 +30,26 @@ def ring_order(data: bytes) -> list[float]:
     return slots[seam:] + slots[:seam]
 
 
-def on_one_clock(stamps: Sequence[float], frozen: float, clock_offset: float) -> list[float]:
-    """Return `stamps` on the destination's clock: those up to `frozen` (source's) moved by `clock_offset` seconds.
+def change_of_clock(stamps: Sequence[float], frozen: float, thawed: float) -> int:
+    """Return the place of the first stamp after the freeze.
 
-    The first stamp after the freeze is the first that is later than it, or, where the destination's clock is
-    behind by more than the downtime, the first that steps back.
+    That is the first later than `frozen` (source's clock), or, where the destination's clock is behind by more than the
+    downtime, the last that steps back. A step back to before `thawed` (destination's clock) was an earlier move.
     """
+    back = next((place for place in range(len(stamps) - 1, 0, -1) if stamps[place] < stamps[place - 1]), 0)
+    if back and stamps[back] >= thawed:
+        return back
+    return next((place for place in range(back, len(stamps)) if stamps[place] > frozen), len(stamps))
+
+
+def of_this_move(stamps: Sequence[float], since: float | None) -> list[float]:
+    """Return the stamps of one node without those that an earlier move lies behind: older than `since`, or before
+    a step back, which are another clock's."""
+    first = 0
     for place, stamp in enumerate(stamps):
-        if stamp > frozen or (place and stamp < stamps[place - 1]):
-            return [early + clock_offset for early in stamps[:place]] + list(stamps[place:])
-    return [stamp + clock_offset for stamp in stamps]
+        if (since is not None and stamp < since) or (place and stamp < stamps[place - 1]):
+            first = place + 1 if since is not None and stamp < since else place
+    return list(stamps[first:])
 
 
 def gap_report(
@@ -47,12 +57,14 @@ def gap_report(
     window: tuple[float, float] | None = None,
     clock_offset: float = 0.0,
     frozen: float | None = None,
+    since: float | None = None,
 ) -> dict[str, Any]:
     """Return what stamps show; all figures are seconds.
 
     `window` is (freeze on the source's clock, thaw on the destination's clock). `clock_offset` is the destination's
     clock minus the source's; it is added to the stamps, and to the window's start, before the freeze. `frozen` is when
     the whole process stood still, on the source's clock: until then, later than the freeze began, it may have stamped.
+    `since` is the end of the move before this one, on the source's clock: the gap of that one is not usual.
 
     resolution: the median distance of two stamps. usual_gap: the largest distance that has no part in the window, the
     error to expect of `service`. usual_gap_p99_9: 99.9 % of those are at most this. service: the longest gap that
@@ -69,7 +81,9 @@ def gap_report(
     }
     start, end = 0.0, 0.0
     if window is not None:
-        stamps = on_one_clock(stamps, window[0] if frozen is None else frozen, clock_offset)
+        place = change_of_clock(stamps, window[0] if frozen is None else frozen, window[1])
+        before = of_this_move(stamps[:place], since)
+        stamps = [stamp + clock_offset for stamp in before] + list(stamps[place:])
         start, end = window[0] + clock_offset, window[1]
     gaps = [(later - early, early, later) for early, later in zip(stamps, stamps[1:])]
     inside = [gap for gap in gaps if window is not None and gap[2] > start and gap[1] < end]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import proc
+from . import proc, record
 from .errors import MigrationError
 from .inotify import Watch
 
@@ -84,11 +84,6 @@ def belongs(pid: int, folder: Path) -> bool:
     return False
 
 
-def boot_id() -> str:
-    """Return the name that the kernel gave to this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
 def find(folder: Path) -> proc.Proc | None:
     """Return the living root of the workload in `folder`, None where it does not run on this node.
 
@@ -99,7 +94,7 @@ def find(folder: Path) -> proc.Proc | None:
     found = proc.stat(pid) if pid > 1 else None
     if found is None or found[0] in "ZX":
         return None
-    same_start = found[2] == note.get("start_ticks") and boot_id() == note.get("boot_id")
+    same_start = found[2] == note.get("start_ticks") and record.boot_id() == note.get("boot_id")
     return proc.Proc(pid, found[2]) if same_start or belongs(pid, folder) else None
 
 
@@ -265,6 +260,19 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def last_thaw(pid: int) -> float | None:
+    """Return when the last migration of a process that runs here let it go on, None where there was none."""
+    moments = []
+    for run_id in record.runs():
+        with contextlib.suppress(MigrationError):
+            known = record.Record.load(run_id)
+            data = known.data if known else {}
+            roots = [proc.Proc.from_dict(item) for item in data.get("procs", [])[:1]]
+            if "resumed" in data.get("times", {}) and any(root.pid == pid and root.alive() for root in roots):
+                moments.append(float(data["times"]["resumed"]))
+    return max(moments, default=None)
+
+
 def adopt(pid: int) -> dict[str, Any]:
     """Return what is known of a process that already runs here and was not started by this project.
 
@@ -285,5 +293,6 @@ def adopt(pid: int) -> dict[str, Any]:
         "user": uid,
         "working_dir": None,
         "ready_seconds": None,
+        "since": last_thaw(pid),
         "processes": [process.pid for process in proc.tree(pid)],
     }

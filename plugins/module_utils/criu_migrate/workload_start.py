@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import proc
+from . import proc, record
 from .errors import MigrationError
 from .inotify import Watch
 from .workload import (
@@ -27,8 +27,8 @@ from .workload import (
     REQUEST,
     RESULT,
     acting_as,
-    boot_id,
     find,
+    last_thaw,
     last_words,
     members,
     recorded,
@@ -188,7 +188,8 @@ def start(
     found = find(folder)
     if found is not None:
         note = recorded(folder)
-        return {**note, "changed": False, "pid": found.pid, "start_ticks": found.start, "working_dir": working_dir}
+        here = {"pid": found.pid, "start_ticks": found.start, "working_dir": working_dir}
+        return {**note, **here, "changed": False, "since": last_thaw(found.pid)}
     who = account(user)
     if check:
         return {"changed": True, "pid": None, "user": who.pw_name, "working_dir": working_dir}
@@ -205,7 +206,7 @@ def start(
     note = {
         "pid": process.pid,
         "start_ticks": seen[2] if seen else 0,
-        "boot_id": boot_id(),
+        "boot_id": record.boot_id(),
         "argv": list(argv),
         "user": who.pw_name,
         "verifies": verifies,
