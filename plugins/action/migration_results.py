@@ -8,7 +8,7 @@ short_description: Write the results of a migration and return its summary
 description:
   - Makes C(results/WORKLOAD_TIMESTAMP/) on the control node, private to the user, with C(metrics.json),
     C(summary.txt), C(report.html) and the files of both nodes. The name ends in C(_failed) or C(_exception) where it
-    so ended.
+    so ended, C(_failed) also where the process moved and its proof failed or did not come.
   - Metrics that do not fit C(schemas/metrics.schema.json) are written all the same; a warning says what is wrong.
   - Runs on the control node. Writes nothing in check mode.
 options:
@@ -109,7 +109,8 @@ class ActionModule(ActionBase):
         self, params: dict[str, Any], metrics: dict[str, Any], given: dict[str, Any]
     ) -> dict[str, Any]:
         parent = Path(params["results_dir"])
-        folder = results.make_folder(parent, params["results_name"], params["run_id"], given["status"])
+        status = results.ending(metrics, given["status"])
+        folder = results.make_folder(parent, params["results_name"], params["run_id"], status)
         text = summary.render(metrics, str(folder))
         refused = results.write_files(folder, given["files"])
         results.write_text(folder / "summary.txt", text + "\n")

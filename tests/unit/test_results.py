@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import results, summary
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import report, results, summary
 
 NODE = {"kernel": "6.18.0", "criu": "4.2.1", "python": "3.13.5", "clock_offset": 0.0}
 FIGURES = {"before": 1048576, "after": 2097152}
@@ -114,6 +114,27 @@ def test_summary_of_a_failure_names_cause_and_remedy() -> None:
     failed = {"status": "failed", "error": error, "marks": {"stopping": 1.0}}
     assert "resolve.yml" in summary.render(failed, "/r")
     assert "was not stopped" in summary.render({"status": "failed", "error": error}, "/r")
+
+
+FAULT = {"phase": "verify", "message": "it did not answer", "remedy": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "suffix", "said"),
+    [
+        ({}, "", "Result: migrated"),
+        ({"integrity": {"verified": None}}, "", "Result: migrated"),
+        ({"integrity": {"verified": False}}, "_failed", "Result: MIGRATED, BUT NOT WHOLE"),
+        ({"integrity": {"verified": None}, "error": FAULT}, "_failed", "Result: MIGRATED, BUT NOT PROVEN"),
+        ({"status": "rolled_back", "integrity": {"verified": True}}, "_failed", "Result: ROLLED BACK"),
+    ],
+)
+def test_a_proof_that_failed_is_no_success(changes: dict[str, Any], suffix: str, said: str) -> None:
+    metrics = {**METRICS, **changes}
+    assert results.SUFFIXES[results.ending(metrics, metrics["status"])] == suffix
+    assert results.ending(metrics, "exception") == "exception"
+    assert said in summary.render(metrics, "/r")
+    assert ("not proven" in report.view(metrics, {})["status"]) == said.startswith("Result: MIGRATED")
 
 
 def test_folder_is_private_and_never_shared(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report_pictures as pictures
+from . import results
 
 Data = Mapping[str, Any]
 TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
@@ -95,10 +96,12 @@ def _ansible(section: Data | None) -> dict[str, Any] | None:
 def view(metrics: Data, files: Mapping[str, Any], folder: str = "") -> dict[str, Any]:
     """Everything that the template shows."""
     status = str(metrics.get("status", "failed"))
-    kind, words = STATUS.get(status, ("bad", status))
     integrity = metrics.get("integrity") or {}
     details = integrity.get("details")
-    told = status != "migrated" or bool(metrics.get("error")) or integrity.get("verified") is False
+    told = results.ending(metrics, status) != "migrated"
+    kind, words = STATUS.get(status, ("bad", status))
+    if status == "migrated" and told:
+        kind, words = "bad", "migrated, but not proven whole"
     return {
         "metrics": metrics,
         "folder": Path(folder).name,

@@ -12,6 +12,12 @@ from typing import Any
 SUFFIXES = {"migrated": "", "rolled_back": "_failed", "failed": "_failed", "exception": "_exception"}
 
 
+def ending(metrics: Mapping[str, Any], status: str) -> str:
+    """Return how a run ended, for its folder's name. A process that moved and then failed its proof is no success."""
+    unproven = (metrics.get("integrity") or {}).get("verified") is False or bool(metrics.get("error"))
+    return "failed" if status == "migrated" and unproven else status
+
+
 def make_folder(parent: Path, name: str, run_id: str, status: str) -> Path:
     """Make and return the folder of a run, with mode 0700.
 

@@ -61,8 +61,13 @@ def touched(metrics: Mapping[str, Any]) -> bool:
 
 def _head(metrics: Mapping[str, Any]) -> list[str]:
     status = str(metrics.get("status", "failed"))
-    lines = [f"Result: {RESULTS.get(status, status)}"]
     error = metrics.get("error")
+    result = RESULTS.get(status, status)
+    if status == "migrated" and (metrics.get("integrity") or {}).get("verified") is False:
+        result = "MIGRATED, BUT NOT WHOLE: its proof failed"
+    elif status == "migrated" and error:
+        result = "MIGRATED, BUT NOT PROVEN: it failed afterwards"
+    lines = [f"Result: {result}"]
     if error:
         lines.append(f"  Phase: {error.get('phase')}")
         lines += [f"  Cause: {line}" if place == 0 else f"         {line}"
