@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ PICTURES = {
     "frozen": "Frozen, from the freeze to the thaw",
     "total": "The whole run",
 }
+WHOLE = {True: "yes", False: "NO"}
 QUARTILES = {"q1": 0.25, "median": 0.5, "q3": 0.75}
 
 
@@ -42,6 +44,8 @@ def frame(found: Sequence[runs.Run], by: Sequence[str] = ()) -> pd.DataFrame:
     :param by: parameters of the workload that get a column of their own
     :raises CommandError: no run has such a parameter
     """
+    from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import results
+
     rows: list[dict[str, Any]] = []
     for run in found:
         params = run.get("workload", "params") or {}
@@ -53,7 +57,8 @@ def frame(found: Sequence[runs.Run], by: Sequence[str] = ()) -> pd.DataFrame:
             "transfer": run.get("transfer", "method"),
             "status": run.get("status"),
             "verified": run.get("integrity", "verified"),
-            "params": " ".join(f"{name}={value}" for name, value in sorted(params.items())),
+            "counted": results.ending(run.metrics, str(run.get("status"))) == "migrated",
+            "params": json.dumps(params, sort_keys=True),
         }
         row.update({name: str(params.get(name, "")) for name in by})
         row.update({name: run.get(*path) for name, path in FIGURES.items()})
@@ -68,15 +73,18 @@ def frame(found: Sequence[runs.Run], by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def groups(data: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """One row a group: how many ended how, and median, quartiles, least and greatest of what the migrated ones took."""
+    """One row a group: how many ended how, and median, quartiles, least and greatest of what those took that count.
+
+    What moved and was not whole then, or did not prove it, does not count."""
     keys = ["workload", "strategy", "transfer", *by]
     data = data.assign(transfer=data["transfer"].fillna("-"))
     counted = data.groupby(keys).agg(
         runs=("run", "size"),
         migrated=("status", lambda column: int((column == "migrated").sum())),
-        not_whole=("verified", lambda column: sum(value is False for value in column)),
+        counted=("counted", "sum"),
     )
-    moved = data[data["status"] == "migrated"].groupby(keys)[list(FIGURES)]
+    counted["not_proven"] = counted["migrated"] - counted["counted"]
+    moved = data[data["counted"]].groupby(keys)[list(FIGURES)]
     columns: dict[str, Any] = {}
     least, greatest = moved.min(), moved.max()
     quartiles = {name: moved.quantile(share) for name, share in QUARTILES.items()}
@@ -92,9 +100,9 @@ def mixed(data: pd.DataFrame, by: Sequence[str] = ()) -> list[str]:
     found = []
     for key, group in data.groupby(["workload", "strategy", "transfer", *by], dropna=False):
         names: set[str] = set()
-        settings = [dict(pair.split("=", 1) for pair in text.split() if "=" in pair) for text in group["params"]]
+        settings = [json.loads(text) for text in group["params"]]
         for name in {name for one in settings for name in one} - set(by):
-            if len({one.get(name) for one in settings}) > 1:
+            if any(one.get(name) != settings[0].get(name) for one in settings):
                 names.add(name)
         if names:
             label = ", ".join(str(part) for part in (key if isinstance(key, tuple) else (key,)))
@@ -113,7 +121,7 @@ def table(summary: pd.DataFrame, by: Sequence[str] = ()) -> tuple[list[str], lis
     rows = []
     for one in summary.to_dict("records"):
         cells = [(str(one[key]), "") for key in keys]
-        cells += [(f"{one['migrated']}/{one['runs']}", "")]
+        cells += [(f"{one['migrated']}/{one['runs']}", ""), (str(one["not_proven"] or "-"), "")]
         for figure in SHOWN:
             show = pictures.size if figure == "bytes" else pictures.duration
             values = [one[f"{figure}_{name}"] for name in ("median", "q1", "q3")]
@@ -123,7 +131,7 @@ def table(summary: pd.DataFrame, by: Sequence[str] = ()) -> tuple[list[str], lis
                 median, low, high = (show(value) for value in values)
                 cells.append((median, f"({low} - {high})"))
         rows.append(cells)
-    return [*keys, "migrated", *SHOWN], rows
+    return [*keys, "migrated", "not proven", *SHOWN], rows
 
 
 def as_text(head: Sequence[str], cells: Sequence[Sequence[Cell]]) -> str:
@@ -138,7 +146,7 @@ def _spread(data: pd.DataFrame, figure: str, by: Sequence[str]) -> dict[str, Any
     from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import report_pictures as pictures
 
     found = []
-    moved = data[(data["status"] == "migrated") & data[figure].notna()]
+    moved = data[data["counted"] & data[figure].notna()]
     for key, group in moved.groupby(["workload", "strategy", "transfer", *by]):
         values = group[figure]
         found.append({
@@ -155,12 +163,13 @@ def html(data: pd.DataFrame, summary: pd.DataFrame, by: Sequence[str], filters: 
     from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import report_pictures as pictures
 
     head, rows = table(summary, by)
-    columns = ["run", "workload", "strategy", "status", "service", "frozen", "total", "bytes"]
+    columns = ["run", "workload", "strategy", "status", "verified", "service", "frozen", "total", "bytes"]
     cells = []
     for one in data[columns].to_dict("records"):
         times = ["-" if pd.isna(one[name]) else pictures.duration(one[name]) for name in ("service", "frozen", "total")]
         moved = "-" if pd.isna(one["bytes"]) else pictures.size(one["bytes"])
-        cells.append([(text, "") for text in (*(str(one[name]) for name in columns[:4]), *times, moved)])
+        whole = WHOLE[one["verified"]] if one["verified"] in WHOLE else "-"
+        cells.append([(text, "") for text in (*(str(one[name]) for name in columns[:4]), whole, *times, moved)])
     drawn = [{"title": title, "spread": _spread(data, figure, by)} for figure, title in PICTURES.items()]
     return report.render(
         "compare.html.j2", runs=cells, run_head=columns, group_head=head, group_rows=rows, keys=len(by) + 3,

@@ -139,6 +139,42 @@ def test_groups_of_different_sizes_are_said(results: Path) -> None:
     assert len(comparing.groups(data, by=["mb_size"])) == 2
 
 
+def test_what_was_not_whole_counts_in_no_median(results: Path) -> None:
+    base = runs.load(results / NEWEST[0])
+    found = []
+    for seconds, verified, error in [(1.0, True, None), (2.0, None, None), (50.0, False, None), (60.0, None, "late")]:
+        metrics = {**base.metrics, "integrity": {"verified": verified}}
+        metrics["downtime"] = {**base.metrics["downtime"], "service": seconds}
+        if error:
+            metrics["error"] = {"phase": "verify", "message": error, "remedy": None}
+        found.append(runs.Run(base.folder, metrics))
+    data = comparing.frame(found)
+    summary = comparing.groups(data)
+    assert (summary.iloc[0]["service_median"], summary.iloc[0]["service_max"]) == (1.5, 2.0)
+    head, rows = comparing.table(summary)
+    row = dict(zip(head, (cell[0] for cell in rows[0]), strict=True))
+    assert row["migrated"] == "4/4" and row["not proven"] == "2"
+    page = comparing.html(data, summary, [], "all", [])
+    assert "not proven" in page and page.count("<ellipse") == 2 * len(comparing.PICTURES) and ">NO<" in page
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"command": "python3 a.py"}, {"command": "python3 b.py"}, "command"),
+        ({"command": "a --n=1"}, {"command": "a --n=2"}, "command"),
+        ({"ports": [1, 2]}, {"ports": [1, 3]}, "ports"),
+        ({"command": "a --n=1"}, {"command": "a --n=1"}, None),
+    ],
+)
+def test_parameters_are_compared_whole(results: Path, one: object, other: object, said: str | None) -> None:
+    base = runs.load(results / NEWEST[0])
+    found = [runs.Run(base.folder, {**base.metrics, "workload": {"name": "command", "params": params}})
+             for params in (one, other)]  # fmt: skip
+    warnings = comparing.mixed(comparing.frame(found))
+    assert [f"differ in {said}; --by" in text for text in warnings] == ([True] if said else [])
+
+
 def test_since(results: Path) -> None:
     now = datetime(2026, 11, 21, 10, 0, tzinfo=timezone.utc)
     assert runs.since("2h", now).hour == 8
