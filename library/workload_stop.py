@@ -19,7 +19,8 @@ options:
     type: float
     default: 10.0
   purge:
-    description: Remove the directory afterwards. Only one that a workload was started in is ever removed.
+    description: Remove the directory afterwards, if it was made for the workload. Of one that was there before, only the
+      files of the contract go.
     type: bool
     default: false
   force:

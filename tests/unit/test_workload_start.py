@@ -209,6 +209,25 @@ def test_the_end_of_the_last_move_is_known(tmp_path: Path, monkeypatch: pytest.M
     assert workload.adopt(os.getpid())["since"] == 7.0
 
 
+def test_a_directory_that_was_there_before_is_kept(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "precious").touch()
+    for _again in range(2):
+        with pytest.raises(MigrationError, match="no ready signal"):
+            workload_start.start(str(folder), ["sleep", "60"], {}, ready_timeout=0.1)
+        reap()
+        workload.stop(str(folder), purge=True)
+        assert sorted(path.name for path in folder.iterdir()) == ["output.log", "precious"]
+
+
+def test_a_start_that_failed_is_taken_back(folder: Path) -> None:
+    with pytest.raises(MigrationError, match="no ready signal"):
+        workload_start.start(str(folder), ["sleep", "60"], {}, ready_timeout=0.1)
+    reap()
+    workload.stop(str(folder), purge=True)
+    assert not folder.exists()
+
+
 def test_adopt_names_what_cannot_be_moved() -> None:
     assert workload.adopt(os.getpid())["start_ticks"] > 0
     with pytest.raises(MigrationError, match="There is no process 4194304"):

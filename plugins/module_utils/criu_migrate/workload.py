@@ -251,13 +251,17 @@ def read_result(path: Path) -> Any | None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a working directory that a workload was started in; any other is left alone.
+    """Remove a working directory that was made for a workload. Of one that was there before only the contract goes.
 
-    :raises MigrationError: when `folder` was not made for a workload
+    :raises MigrationError: when no workload was started in `folder`
     """
     if not (folder / RECORD).exists():
         raise MigrationError(f"{folder} is not a workload's directory, it holds no {RECORD}.", "Remove it by hand.")
-    shutil.rmtree(folder)
+    if recorded(folder).get("made"):
+        shutil.rmtree(folder)
+        return
+    for name in (FLAG, READY, REQUEST, RESULT, RECORD):
+        (folder / name).unlink(missing_ok=True)
 
 
 def last_thaw(pid: int) -> float | None:

@@ -80,17 +80,23 @@ def spread_pids() -> bool:
     return True
 
 
-def prepare(folder: Path, programs: Mapping[str, str], user: pwd.struct_passwd) -> None:
-    """Make the working directory, owned by `user`, with `programs` (name: content) and a fresh contract in it."""
+def prepare(folder: Path, programs: Mapping[str, str], user: pwd.struct_passwd) -> bool:
+    """Make the working directory, owned by `user`, with `programs` (name: content) and a fresh contract in it.
+
+    Return whether it was made for a workload, now or earlier: only then may it be removed.
+    """
+    made = not folder.exists() or bool(recorded(folder).get("made"))
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     if os.geteuid() == 0:
         os.chown(folder, user.pw_uid, user.pw_gid)
     with acting_as(user.pw_uid, user.pw_gid):
         for name, text in programs.items():
             (folder / name).write_text(text, encoding="utf-8")
-        for name in (READY, REQUEST, RESULT, RECORD):
+        for name in (READY, REQUEST, RESULT):
             (folder / name).unlink(missing_ok=True)
+        (folder / RECORD).write_text(json.dumps({"made": made}), encoding="utf-8")
         (folder / FLAG).touch()
+    return made
 
 
 def launch(folder: Path, argv: Sequence[str], user: pwd.struct_passwd) -> subprocess.Popen[bytes]:
@@ -193,13 +199,12 @@ def start(
     who = account(user)
     if check:
         return {"changed": True, "pid": None, "user": who.pw_name, "working_dir": working_dir}
-    fresh = not folder.exists()
-    prepare(folder, programs, who)
+    made = prepare(folder, programs, who)
     began = time.monotonic()
     try:
         process = launch(folder, argv, who)
     except MigrationError:
-        if fresh:
+        if made:
             shutil.rmtree(folder)
         raise
     seen = proc.stat(process.pid)
@@ -210,6 +215,7 @@ def start(
         "argv": list(argv),
         "user": who.pw_name,
         "verifies": verifies,
+        "made": made,
     }
     with acting_as(who.pw_uid, who.pw_gid):
         (folder / RECORD).write_text(json.dumps(note) + "\n", encoding="utf-8")
