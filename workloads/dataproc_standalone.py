@@ -119,8 +119,12 @@ class Table:
         self.journal.append(self.operate(self.done))
         self.journal_checksum = zlib.crc32(b"%d %d" % self.journal[-1], self.journal_checksum)
         self.seconds = time.monotonic() - started
+        self.look_for_move()
+
+    def look_for_move(self) -> None:
+        """Note around which operation there was a move."""
         if self.moves.happened():
-            self.moved_at = [*self.moved_at, self.done - 1][-3:]
+            self.moved_at = [*self.moved_at, max(0, self.done - 1)][-3:]
 
     def line(self) -> str:
         """Say how far it is."""
@@ -158,6 +162,7 @@ class Table:
     def prove(self, beat: Callable[[], None]) -> steps.Proof:
         """Compare the table with its seed, and results with those of the same operations done again."""
         started = time.monotonic()
+        self.look_for_move()
         wrong_columns = self.wrong_columns(beat)
         wrong, again = [], 0
         for number in self.sample():

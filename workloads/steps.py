@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from contract import Contract, Pace, say
 
 CLOCKS_APART = 0.05  # seconds
+BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 class Proof(NamedTuple):
@@ -43,14 +44,22 @@ class Work(Protocol):
 class Moves:
     """Notices that the process was frozen and restored.
 
-    CLOCK_MONOTONIC goes on where it was when the process was frozen, or is another machine's; CLOCK_REALTIME is not:
-    what they differ by changes. Somebody setting the clock looks the same, and does no harm.
+    Another node has another boot_id. Where it went on on its own node, CLOCK_MONOTONIC goes on where it was when it was
+    frozen, and CLOCK_REALTIME does not: what they differ by changes. The clocks alone would not do: a destination's that
+    is behind by the downtime hides it. Somebody setting the clock looks like a move, and does no harm.
     """
 
     def __init__(self) -> None:
         """Begin with no move."""
         self.count = 0
         self._apart = self._difference()
+        self._boot = self._node()
+
+    @staticmethod
+    def _node() -> str:
+        """Return the name that the kernel gave to this boot of this machine."""
+        with open(BOOT, encoding="ascii") as stream:
+            return stream.read()
 
     @staticmethod
     def _difference() -> float:
@@ -58,9 +67,9 @@ class Moves:
 
     def happened(self) -> bool:
         """Return whether there was a move since the last call."""
-        now = self._difference()
-        moved = abs(now - self._apart) > CLOCKS_APART
-        self._apart = now
+        now, boot = self._difference(), self._node()
+        moved = boot != self._boot or abs(now - self._apart) > CLOCKS_APART
+        self._apart, self._boot = now, boot
         self.count += moved
         return moved
 

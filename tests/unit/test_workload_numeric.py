@@ -63,6 +63,20 @@ def test_a_move_is_noticed_by_the_clocks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not moves.happened() and moves.count == 1
 
 
+def test_a_move_is_noticed_where_the_other_clock_hides_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The destination's clock is behind by just the downtime."""
+    boot = tmp_path / "boot_id"
+    boot.write_text("one\n", encoding="ascii")
+    monkeypatch.setattr(steps, "BOOT", str(boot))
+    Clock(monkeypatch)
+    moves = steps.Moves()
+    assert not moves.happened()
+    boot.write_text("two\n", encoding="ascii")
+    assert moves.happened() and not moves.happened()
+
+
 class Counting:
     """Work that says when it was done."""
 
@@ -187,6 +201,14 @@ def test_dataproc_a_lost_value_is_noticed(harm: str) -> None:
     proof = found.prove(nothing)
     assert not proof.verified, proof
     assert (harm == "value") == (proof.details["wrong_columns"] == ["c2"])
+
+
+def test_dataproc_sees_a_move_without_another_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = table(done=3)
+    clock = Clock(monkeypatch)
+    found.moves = steps.Moves()
+    clock.now += 1.0
+    assert found.prove(nothing).details["moved_at"] == [2]
 
 
 def test_dataproc_an_operation_that_met_a_lost_value_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:

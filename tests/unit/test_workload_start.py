@@ -163,6 +163,21 @@ def test_only_a_directory_of_a_run_counts_as_one(tmp_path: Path, monkeypatch: py
     assert not workload.is_runs(tmp_path / "app")
 
 
+@pytest.mark.parametrize(
+    ("boot", "details", "verified"),
+    [("other", {"moved_at": None}, False), ("other", {"moved_at": []}, False), ("other", {"moved_at": [0]}, True),
+     ("other", {"moved_at": 0}, True), ("other", {}, True), ("this", {"moved_at": None}, True)],
+)  # fmt: skip
+def test_a_move_that_was_not_noticed_is_no_proof(
+    tmp_path: Path, boot: str, details: dict[str, object], verified: bool
+) -> None:
+    note = {"pid": 1, "boot_id": record.boot_id() if boot == "this" else boot}
+    (tmp_path / "workload.pid").write_text(json.dumps(note), encoding="utf-8")
+    found = workload.seen_to_move(tmp_path, {"verified": True, "method": "m", "details": details})
+    assert found["verified"] is verified
+    assert ("why" in found["details"]) != verified
+
+
 def test_a_stopped_tree_is_left_alone(folder: Path) -> None:
     pid = workload_start.start(str(folder), memory(folder), PROGRAMS)["pid"]
     os.kill(pid, signal.SIGSTOP)

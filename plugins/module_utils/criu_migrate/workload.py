@@ -167,7 +167,16 @@ def verify(working_dir: str, limit: float, supported: bool = True) -> dict[str, 
             "Look at its output; a stopped process cannot answer.",
             {"output": last_words(folder)},
         )
-    return {key: proof.get(key) for key in ("verified", "method", "details")}
+    return seen_to_move(folder, {key: proof.get(key) for key in ("verified", "method", "details")})
+
+
+def seen_to_move(folder: Path, proof: dict[str, Any]) -> dict[str, Any]:
+    """Return a proof that does not hold where it was to begin at the move, and the program has not seen that it moved."""
+    details = proof["details"] if isinstance(proof["details"], dict) else {}
+    here = recorded(folder).get("boot_id") in (None, record.boot_id())
+    if here or "moved_at" not in details or details["moved_at"] not in (None, []):
+        return proof
+    return {**proof, "verified": False, "details": {**details, "why": "it did not notice that it was moved"}}
 
 
 def verify_process(pid: int, limit: float) -> dict[str, Any]:
