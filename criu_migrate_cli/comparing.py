@@ -168,7 +168,7 @@ def html(data: pd.DataFrame, summary: pd.DataFrame, by: Sequence[str], filters: 
     for one in data[columns].to_dict("records"):
         times = ["-" if pd.isna(one[name]) else pictures.duration(one[name]) for name in ("service", "frozen", "total")]
         moved = "-" if pd.isna(one["bytes"]) else pictures.size(one["bytes"])
-        whole = WHOLE[one["verified"]] if one["verified"] in WHOLE else "-"
+        whole = WHOLE.get(one["verified"], "-")
         cells.append([(text, "") for text in (*(str(one[name]) for name in columns[:4]), whole, *times, moved)])
     drawn = [{"title": title, "spread": _spread(data, figure, by)} for figure, title in PICTURES.items()]
     return report.render(

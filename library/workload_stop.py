@@ -19,8 +19,9 @@ options:
     type: float
     default: 10.0
   purge:
-    description: Remove the directory afterwards, if it was made for the workload. Of one that was there before, only the
-      files of the contract go.
+    description:
+      - Remove the directory afterwards, if it was made for the workload.
+      - Of one that was there before, only the files of the contract go.
     type: bool
     default: false
   force:

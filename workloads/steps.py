@@ -44,9 +44,9 @@ class Work(Protocol):
 class Moves:
     """Notices that the process was frozen and restored.
 
-    Another node has another boot_id. Where it went on on its own node, CLOCK_MONOTONIC goes on where it was when it was
-    frozen, and CLOCK_REALTIME does not: what they differ by changes. The clocks alone would not do: a destination's that
-    is behind by the downtime hides it. Somebody setting the clock looks like a move, and does no harm.
+    Another node has another boot_id. Back on its own node, CLOCK_MONOTONIC goes on where it was when it was frozen, and
+    CLOCK_REALTIME does not: what they differ by changes. The clocks alone would not do: a destination's that is behind
+    by the downtime hides the move. Somebody setting the clock looks like a move, and does no harm.
     """
 
     def __init__(self) -> None:

@@ -13,10 +13,13 @@ from tests.lab.conftest import Prepare
 from tests.lab.harness.aftermath import Aftermath
 from tests.lab.harness.migration import Migration
 from tests.lab.harness.nodes import Lab, Node, wait_for
+from tests.lab.test_logs import MOVED, check_files
 from tests.lab.test_migrate import check_metrics
 
 # A new workload: its small parameters here; and in harness/lose.py what to wipe, or no name in WIPED.
 SMALL: dict[str, dict[str, Any]] = {
+    "memory": {"mb_size": 16, "interval": 1.0, "max_memory": 64},
+    "redis": {"num_keys": 5000, "redis_port": 7001},
     "matmul": {"matrix_size": 512, "interval": 0.2},
     "ml_training": {"model_size": "small", "dataset_size": 2000, "batch_size": 32},
     "dataproc": {"num_rows": 20000, "num_cols": 10, "interval": 0.1},
@@ -25,7 +28,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 WIPED = ("matmul", "ml_training", "dataproc")
 LOSE = Path(__file__).with_name("harness") / "lose.py"
-STRATEGIES = ("full", "postcopy")
+DO_AGAIN_SINCE_THE_MOVE = ("ml_training", "dataproc")
+# What the destination leaves beside the logs of every move
+STRATEGIES = {"full": "dest/criu-page-server.log", "postcopy": "dest/criu-lazy-pages.log"}
 
 
 def move(migration: Migration) -> None:
@@ -58,16 +63,31 @@ def lose_a_page(migration: Migration, aftermath: Aftermath, node: Node) -> None:
     assert aftermath.proof(node)["verified"] is False
 
 
+def move_and_prove(prepare: Prepare, workload: str, log: str, **how: str) -> tuple[Migration, Aftermath]:
+    """Moved, proven, and every file of both nodes is there."""
+    migration, aftermath = prepare(workload, **how, **SMALL[workload])
+    move(migration)
+    metrics = check_metrics(migration, verified=True)
+    assert metrics["strategy"] == how["migration_strategy"]
+    if workload in DO_AGAIN_SINCE_THE_MOVE:
+        assert metrics["integrity"]["details"]["moved_at"] not in (None, [])
+    check_files(migration, MOVED | {log})
+    aftermath.check("destination")
+    return migration, aftermath
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("workload", SMALL)
 def test_workload(prepare: Prepare, lab: Lab, workload: str, strategy: str) -> None:
-    migration, aftermath = prepare(workload, migration_strategy=strategy, **SMALL[workload])
-    move(migration)
-    metrics = check_metrics(migration, verified=True)
-    assert metrics["strategy"] == strategy
-    aftermath.check("destination")
+    migration, aftermath = move_and_prove(prepare, workload, STRATEGIES[strategy], migration_strategy=strategy)
     if workload in WIPED:
         lose_a_page(migration, aftermath, lab.destination)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workload", SMALL)
+def test_workload_over_rsync(prepare: Prepare, workload: str) -> None:
+    move_and_prove(prepare, workload, "source/rsync.log", migration_strategy="full", transfer="rsync")
 
 
 def test_video_in_one_file(prepare: Prepare) -> None:

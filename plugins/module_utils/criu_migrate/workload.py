@@ -171,7 +171,7 @@ def verify(working_dir: str, limit: float, supported: bool = True) -> dict[str, 
 
 
 def seen_to_move(folder: Path, proof: dict[str, Any]) -> dict[str, Any]:
-    """Return a proof that does not hold where it was to begin at the move, and the program has not seen that it moved."""
+    """Return the proof; where it was to begin at the move and the program has not seen that one, it does not hold."""
     details = proof["details"] if isinstance(proof["details"], dict) else {}
     here = recorded(folder).get("boot_id") in (None, record.boot_id())
     if here or "moved_at" not in details or details["moved_at"] not in (None, []):
