@@ -16,6 +16,7 @@ COLOURS = {"ok": "32", "changed": "33", "failed": "31", "unreachable": "31", "re
 # Said once and loudly; the rest of what Ansible displays is shown by these lines anyway.
 LOUD = ("warning", "error", "deprecated", "system_warning")
 BAR = 24
+MB = 1 << 20
 CLEAR = "\r\x1b[K"
 STYLES = re.compile(r"\x1b\[[0-9;]*[mKD]")
 
@@ -38,6 +39,8 @@ class Progress:
         self.shown_failure = False
         self.quiet = False  # only take notice: Ansible's own output is shown
         self._phase, self._pages, self._task, self._task_began = 0, "", "", 0.0
+        self._filled = 0.0  # share of the memory that has come after the restore
+        self._expected = ""  # how much there is to move, by the preflight
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -53,6 +56,7 @@ class Progress:
         elif kind == "runner_on_ok":
             self._keep(result)
             self._line("changed" if result.get("changed") else "ok", data)
+            self._moved(result)
         elif kind in ("runner_on_failed", "runner_on_unreachable"):
             self._failed(kind.rpartition("_")[2], data, result)
         elif kind == "runner_retry":
@@ -75,8 +79,18 @@ class Progress:
             self.run_id = str(migration.get("run_id") or "")
             limit = (migration.get("deadline") or {}).get("limit")
             self.limit = None if limit is None else float(limit)
+        memory = ((result.get("preflight") or {}).get("process") or {}).get("memory") or {}
+        if memory.get("pages"):
+            self._expected = f"{memory['pages'] / MB:,.1f} MB to move"
         if result.get("summary") and result.get("results_dir"):
             self.summary, self.folder = str(result["summary"]), str(result["results_dir"])
+
+    def _moved(self, result: Mapping[str, Any]) -> None:
+        """Say what crossed, once that is counted."""
+        transfer = (result.get("metrics") or {}).get("transfer") or {}
+        if transfer.get("bytes") is not None:
+            took = "" if transfer.get("seconds") is None else f" in {transfer['seconds']:.2f} s"
+            self.say(f"... {transfer['bytes'] / MB:,.1f} MB moved{took}")
 
     def _line(self, status: str, data: Event) -> None:
         action = str(data.get("task_action") or "").rpartition(".")[2]
@@ -101,6 +115,7 @@ class Progress:
         if lazy is None:
             return
         self._pages = self.words(lazy)
+        self._filled = (lazy.get("pages_transferred") or 0) / (lazy.get("pages_total") or 1)
         if self.live:
             self._draw()
         else:
@@ -122,15 +137,18 @@ class Progress:
         return f"\x1b[{COLOURS[status]}m{word}\x1b[0m" if self.colour and status in COLOURS else word
 
     def bar(self) -> str:
-        """The line at the bottom: phase, time, what is left of the deadline, pages that have come."""
+        """The line at the bottom: phase, time, what is left of the deadline, bytes to move or that have come."""
         seconds = time.monotonic() - self.began
-        done = BAR * self._phase // (len(PHASES) - 1)
+        phase = PHASES[self._phase]
+        done = int(BAR * (self._phase + (self._filled if phase == "fill" else 0.0)) / (len(PHASES) - 1))
         left = "" if self.limit is None else f", {max(0.0, self.limit - seconds):.0f} s of {self.limit:.0f} left"
         task = self._task.rpartition(" | ")[2]
-        what = self._pages if PHASES[self._phase] == "fill" and self._pages else task
+        what = self._pages if phase == "fill" and self._pages else task
+        if phase in ("arm", "hand_over") and self._expected:
+            what = f"{self._expected}, {what}"
         if time.monotonic() - self._task_began > 5:
             what += f" ({time.monotonic() - self._task_began:.0f} s)"
-        return f"[{'#' * done}{'.' * (BAR - done)}] {seconds:.0f} s{left}  {PHASES[self._phase]}: {what}"
+        return f"[{'#' * done}{'.' * (BAR - done)}] {seconds:.0f} s{left}  {phase}: {what}"
 
     def _draw(self) -> None:
         if not self.live:

@@ -33,6 +33,7 @@ from typing import Any
 
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
+PAGE, MB = 4096, 1 << 20  # bytes
 OURS = ("assert", "criu_", "fail", "guard", "lab_", "migration_", "workload_")
 
 
@@ -68,11 +69,12 @@ class Ticker:
 
 
 def progress(lazy: Mapping[str, Any]) -> str:
-    """Pages that have come after the restore, in words."""
+    """Memory that has come after the restore, in words."""
     there, total, left = lazy.get("pages_transferred"), lazy.get("pages_total"), lazy.get("seconds_left")
     if not total or there is None:
         return "the process runs, its memory is still coming"
-    text = f"the process runs, {there:,} of {total:,} pages of its memory have come"
+    come, whole = (number * PAGE / MB for number in (there, total))
+    text = f"the process runs, {come:,.1f} of {whole:,.1f} MB of its memory have come ({there:,} of {total:,} pages)"
     return text + (f", about {left:.0f} s left" if left is not None else "")
 
 

@@ -155,6 +155,33 @@ def test_the_bar_shows_phase_and_deadline() -> None:
     assert progress.run_id == "memory-1"
 
 
+def test_the_bar_shows_bytes() -> None:
+    """What there is to move before the freeze, what has come during the fill, what was moved at the end."""
+    from ansible_collections.criu.migrate.plugins.callback.criu_migrate import progress as words
+
+    out = io.StringIO()
+    progress = Progress(out, words, colour=False, live=False)
+    facts = {"process": {"memory": {"pages": 512 << 20, "lazy": 500 << 20}}}
+    progress.feed(task(1, "preflight | Judge", "migration_preflight"))
+    progress.feed(event(2, "runner_on_ok", host="node-1", res={"preflight": facts}))
+    progress.feed(task(3, "hand_over | Start the guard", "criu_guard"))
+    assert "hand_over: 512.0 MB to move, Start the guard" in progress.bar()
+    progress.feed(task(4, "fill | Wait", "criu_guard"))
+    bars = []
+    for pages in (0, 64000, 128000):
+        lazy = {"pages_transferred": pages, "pages_total": 128000}
+        progress.feed(event(5, "runner_retry", res={"record": {"lazy": lazy}}))
+        bars.append(progress.bar())
+    assert "250.0 of 500.0 MB of its memory have come" in bars[1]
+    steps = [one.count("#") for one in bars]
+    assert steps[0] < steps[1] < steps[2]
+    progress.feed(task(6, "verify | Ask", "workload_verify"))
+    assert progress.bar().count("#") == steps[2]
+    metrics = {"transfer": {"bytes": 3 << 20, "seconds": 0.5}}
+    progress.feed(event(7, "runner_on_ok", host="node-1", res={"metrics": metrics}))
+    assert out.getvalue().splitlines()[-1] == "... 3.0 MB moved in 0.50 s"
+
+
 def test_values_are_on_no_command_line(tmp_path: Path) -> None:
     request = running.Request({"password": "hush"}, ["a=1"], ["inv"], check=True, verbose=3)
     words = running.arguments(request, tmp_path / "extra.json")
