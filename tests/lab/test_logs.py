@@ -177,6 +177,18 @@ def test_a_start_that_fails(prepare: Prepare, lab: Lab, ending: str, message: st
     aftermath.check_untouched()
 
 
+def test_what_nobody_had_foreseen(prepare: Prepare, lab: Lab) -> None:
+    """A file lies where the workload's directory is to be made."""
+    lab.source.path("/srv/file").touch()
+    try:
+        migration, aftermath = prepare("command", command="sleep 600", working_dir="/srv/file/run")
+        migration.run(rc=None)
+        assert check_files(migration, ALWAYS).name.endswith("_exception"), migration.output()
+        aftermath.check_untouched()
+    finally:
+        lab.source.path("/srv/file").unlink()
+
+
 # --- output_capture=strace -------------------------------------------------------------------------------------------
 
 

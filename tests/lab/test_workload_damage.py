@@ -1,7 +1,8 @@
-"""A proof that cannot fail proves nothing: damage what jupyter and video hold, and see that they say so."""
+"""A proof that cannot fail proves nothing: damage what programs hold, and see that they say so."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tests.lab.conftest import Guard
 from tests.lab.harness.aftermath import read_json
 from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.nodes import wait_for
+from tests.lab.test_workloads import LOSE
 
 # A second client of the same kernel.
 STRANGER = """
@@ -106,3 +108,18 @@ def test_a_damaged_recording_is_found(guarded: Guard) -> None:
     damage(folder / "recording.mp4")
     found = proof(run)
     assert found["verified"] is False, found
+
+
+def test_a_lost_weight_is_found(guarded: Guard) -> None:
+    """Of the network itself, when its training has ended."""
+    params = {"model_size": "small", "dataset_size": 640, "batch_size": 32, "epochs": 2}
+    run = begin(guarded, "ml_training", *(f"--{name}={value}" for name, value in params.items()))
+    source = run.lab.source
+    log = source.path(f"{run.working_dir}/output.log")
+    wait_for("the end of the training", lambda: "step 40, epoch 2" in log.read_text() or None, 60)
+    assert proof(run)["verified"] is True
+    words = ("ml_training", run.working_dir, str(run.pid), json.dumps(params))
+    assert int(source.python(LOSE.read_text(encoding="utf-8"), *words)) > 0
+    found = proof(run)
+    assert found["verified"] is False
+    assert not all(part["same_state"] for part in found["details"]["done_again"]), found

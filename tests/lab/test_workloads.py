@@ -56,10 +56,15 @@ def last_line(node: Node, folder: str, beginning: str) -> str:
     return next((line for line in reversed(lines) if line.startswith(beginning)), "")
 
 
-def lose_a_page(migration: Migration, aftermath: Aftermath, node: Node) -> None:
-    """Wipe a piece of the data behind the program's back: the next proof has to fail."""
+def wipe(migration: Migration, aftermath: Aftermath, node: Node) -> None:
+    """Wipe a piece of the data behind the program's back."""
     words = (migration.workload, migration.working_dir, str(pid_of(aftermath, node)), json.dumps(migration.params))
     assert int(node.python(LOSE.read_text(encoding="utf-8"), *words)) > 0
+
+
+def lose_a_page(migration: Migration, aftermath: Aftermath, node: Node) -> None:
+    """The next proof has to fail."""
+    wipe(migration, aftermath, node)
     assert aftermath.proof(node)["verified"] is False
 
 
@@ -82,6 +87,24 @@ def test_workload(prepare: Prepare, lab: Lab, workload: str, strategy: str) -> N
     migration, aftermath = move_and_prove(prepare, workload, STRATEGIES[strategy], migration_strategy=strategy)
     if workload in WIPED:
         lose_a_page(migration, aftermath, lab.destination)
+
+
+def test_a_proof_that_fails_is_no_success(prepare: Prepare, lab: Lab) -> None:
+    """The process has moved, and that is what the status says; its folder and the summary say that it is not whole."""
+    migration, aftermath = prepare(
+        "memory", migration_strategy="full", migration_pause_at={"destination": ["restored"]}, **SMALL["memory"]
+    )
+    migration.start()
+    migration.await_paused("destination", "restored")
+    wipe(migration, aftermath, lab.destination)
+    migration.go("destination", "restored")
+    migration.finish(None)
+    metrics = migration.metrics()
+    assert (metrics["status"], metrics["integrity"]["verified"]) == ("migrated", False)
+    assert "MIGRATED, BUT NOT WHOLE" in migration.output()
+    folder = check_files(migration, MOVED | {STRATEGIES["full"]})
+    assert folder.name.endswith("_failed")
+    aftermath.check("destination", verify=False)
 
 
 @pytest.mark.soak

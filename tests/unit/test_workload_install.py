@@ -63,7 +63,7 @@ def test_python_packages_come_into_an_environment_of_their_own(ansible: Run, tmp
 @pytest.mark.parametrize("lab", [True, False])
 def test_one_message_says_what_cannot_be_had(ansible: Run, tmp_path: Path, lab: bool) -> None:
     """In a lab nothing can be fetched; elsewhere pip finds no such package here."""
-    extra = {"lab_service_address": "192.0.2.9"} if lab else {"__workload_missing": []}
+    extra: dict[str, Any] = {"lab_service_address": "192.0.2.9"} if lab else {"__workload_missing": []}
     done = play(ansible, tmp_path, "one,two,", "install", **extra)
     assert done.returncode == 2
     said = done.stdout + done.stderr

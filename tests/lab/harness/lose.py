@@ -26,10 +26,22 @@ def content(workload: str, params: dict[str, Any]) -> bytes:
         import dataproc_standalone
 
         return dataproc_standalone.column(seed, 1, params["num_rows"])[1000:].tobytes()
+    if workload == "memory":
+        import memory_standalone
+
+        return memory_standalone.content(workload, 0, 0)
+    import ml_training_standalone
+
+    ml_training_standalone.set_environment(1)
     import torch
     import training
 
     settings = training.Settings(params["model_size"], params["batch_size"], dataset_size=params["dataset_size"])
+    if params.get("epochs"):  # its last weights, by training again
+        run = training.Run(settings)
+        while run.done < params["epochs"] * run.data.batches:
+            run.step()
+        return bytes(run.learner.network[0].weight.detach().numpy().tobytes())
     with torch.no_grad():
         inputs = next(training.Data.made(training.Data(settings)))[1]
     return bytes(inputs[500].numpy().tobytes())
