@@ -70,3 +70,35 @@ def test_one_message_says_what_cannot_be_had(ansible: Run, tmp_path: Path, lab: 
     assert said.count("The workload needs packages that are missing") == 1, said
     assert "tiny-thing==1.0 on one, two" in " ".join(said.split()).replace("python3-venv, ", ""), said
     assert ("nodes of a lab have no network" in said) == lab and ("lab_workloads=NAME" in said) == lab
+
+
+GPU = """
+- hosts: source:destination
+  gather_facts: false
+  connection: local
+  tasks:
+    - ansible.builtin.include_role: {{name: workload_ml_training, tasks_from: gpu}}
+      vars:
+        ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"
+        workload_ml_training_driver: {folder}/driver
+        workload_ml_training_plugins: ["{folder}/{{{{ inventory_hostname }}}}/plugin.so"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("driver", "plugins", "lacking"),
+    [(False, (), ""), (True, ("one", "two"), ""), (True, ("one",), "two"), (True, (), "one, two")],
+)
+def test_a_gpu_needs_criu_s_plugin_on_both_nodes(
+    ansible: Run, tmp_path: Path, driver: bool, plugins: tuple[str, ...], lacking: str
+) -> None:
+    for name in plugins:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plugin.so").touch()
+    if driver:
+        (tmp_path / "driver").touch()
+    (tmp_path / "play.yml").write_text(GPU.format(folder=tmp_path), encoding="utf-8")
+    (tmp_path / "hosts").write_text("[source]\none\n[destination]\ntwo\n", encoding="utf-8")
+    done = ansible("ansible-playbook", "-i", str(tmp_path / "hosts"), str(tmp_path / "play.yml"))
+    assert (done.returncode == 0) == (not lacking), done.stdout + done.stderr
+    assert not lacking or f"as {lacking} lacks a GPU" in " ".join(done.stdout.split())
