@@ -48,7 +48,8 @@ def table(found: Sequence[runs.Run], colour: bool = False) -> str:
         for name, cell, width in zip(HEAD, row, widths, strict=True):
             text = cell.rjust(width) if name in NUMBERS else cell.ljust(width)
             if name == "status" and colour and number:
-                text = f"\x1b[{COLOURS.get(cell, '0')}m{text}\x1b[0m"
+                shown = "failed" if row[-1] == "NO" else cell
+                text = f"\x1b[{COLOURS.get(shown, '0')}m{text}\x1b[0m"
             cells.append(text)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

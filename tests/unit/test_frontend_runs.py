@@ -48,6 +48,8 @@ def test_colour_only_where_asked(results: Path) -> None:
     found = runs.every(results)
     assert "\x1b[32mmigrated" in listing.table(found, colour=True)
     assert "\x1b" not in listing.table(found)
+    found[0].metrics["integrity"]["verified"] = False
+    assert "\x1b[31mmigrated" in listing.table(found, colour=True)
 
 
 def test_broken_metrics_are_said_and_hide_nothing(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
