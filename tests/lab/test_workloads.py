@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "jupyter": {"cell_interval": 0.5},
     "video": {"resolution": "320x240", "fps": 25},
 }
-WIPED = ("matmul", "ml_training", "dataproc")
+WIPED = ("memory", "matmul", "ml_training", "dataproc")
 LOSE = Path(__file__).with_name("harness") / "lose.py"
 DO_AGAIN_SINCE_THE_MOVE = ("ml_training", "dataproc")
 # What the destination leaves beside the logs of every move
