@@ -104,6 +104,10 @@ rebooted:
   description: This node was started anew since the run began, and whatever it held of the process died with it.
   returned: always, where there is a record, but not with O(state=collected) and O(state=absent)
   type: bool
+died:
+  description: The copy on this node was to run, and died before it did.
+  returned: with C(rebooted)
+  type: bool
 incomplete:
   description: The copy on this node lacks memory that only the source has (post-copy).
   returned: with C(rebooted)

@@ -20,6 +20,10 @@ def anew(state: str, **more: Any) -> dict[str, Any]:
     return found(state, rebooted=True, **more)
 
 
+def died(state: str) -> dict[str, Any]:
+    return found(state, died=True)
+
+
 def ending() -> dict[str, Any]:
     return {**found("committed"), "record": {"state": "committed", "ending": True}}
 
@@ -64,6 +68,38 @@ def ending() -> dict[str, Any]:
         (AWAY, found("running"), "", "destination", ("none", "start")),
         (AWAY, anew("running"), "", "undecided", ("none", "none")),
         (NONE, NONE, "", "nowhere", ("none", "none")),
+        (AWAY, AWAY, "", "undecided", ("none", "none")),
+        (AWAY, NONE, "", "undecided", ("none", "none")),
+        (NONE, AWAY, "", "undecided", ("none", "none")),
+        (AWAY, NONE, "source-is-dead", "undecided", ("none", "none")),
+        (AWAY, died("running"), "", "undecided", ("none", "none")),
+        (found("done"), AWAY, "", "destination", ("none", "none")),
+        (found("undone"), AWAY, "", "source", ("none", "none")),
+        (anew("undone"), AWAY, "", "nowhere", ("none", "none")),
+        (found("undoing"), found("undoing"), "", "source", ("start", "start")),
+        (found("undoing"), AWAY, "", "source", ("start", "none")),
+        (found("committed"), found("undone"), "", "source", ("start", "start")),
+        (found("committed"), found("undone"), "destination-is-dead", "source", ("fence", "start")),
+        (found("committed"), died("running"), "", "undecided", ("none", "none")),
+        (found("committed"), died("running"), "destination-is-dead", "source", ("fence", "start")),
+        (found("committed"), NONE, "", "undecided", ("start", "none")),
+        (found("committed"), anew("done"), "", "undecided", ("none", "none")),
+        (found("restored"), anew("running"), "", "undecided", ("none", "none")),
+        # the source's copy died with its boot: nobody is offered to let it run
+        (anew("committed"), AWAY, "", "undecided", ("start", "none")),
+        (anew("committed"), AWAY, "destination-is-dead", "nowhere", ("fence", "none")),
+        (anew("committed"), NONE, "", "undecided", ("start", "none")),
+        (anew("committed"), anew("running"), "", "nowhere", ("fence", "start")),
+        (anew("committed"), anew("running"), "destination-is-dead", "nowhere", ("fence", "start")),
+        (anew("committed"), anew("running", incomplete=True), "", "nowhere", ("fence", "start")),
+        (anew("committed"), anew("restored"), "", "nowhere", ("start", "start")),
+        (anew("committed"), found("restored"), "", "undecided", ("start", "start")),
+        (anew("committed"), found("running"), "", "destination", ("start", "start")),
+        (anew("restored"), AWAY, "", "undecided", ("start", "none")),
+        (anew("restored"), AWAY, "destination-is-dead", "nowhere", ("fence", "none")),
+        (anew("restored"), anew("restored"), "", "nowhere", ("start", "start")),
+        (anew("restored"), anew("running"), "", "nowhere", ("fence", "start")),
+        (anew("frozen"), found("undone"), "", "nowhere", ("start", "start")),
     ],
 )
 def test_decide(
@@ -71,6 +107,34 @@ def test_decide(
 ) -> None:
     decided = resolve.decide(source, destination, fence)
     assert (decided["where"], (decided["do"]["source"], decided["do"]["destination"])) == (where, do), decided
+
+
+@pytest.mark.parametrize("state", ["armed", "restoring", "restored", "running", "done"])
+def test_a_destination_that_answers_is_not_dead(state: str) -> None:
+    """Only the guards' link is cut: to let the source's copy run as well would make two."""
+    for source in (found("restored"), found("committed"), ending(), AWAY):
+        decided = resolve.decide(source, found(state), "destination-is-dead")
+        assert (decided["where"], decided["do"]) == ("undecided", resolve.NOTHING), decided
+        assert "but it answers" in decided["text"]
+
+
+@pytest.mark.parametrize("state", ["armed", "frozen", "restored", "committed", "undoing"])
+def test_a_source_that_answers_is_not_dead(state: str) -> None:
+    for destination in (found("restored"), found("running", incomplete=True), AWAY):
+        decided = resolve.decide(found(state), destination, "source-is-dead")
+        assert (decided["where"], decided["do"]) == ("undecided", resolve.NOTHING), decided
+        assert "but it answers" in decided["text"]
+
+
+def test_a_copy_that_is_dead_is_not_offered() -> None:
+    for source in (anew("restored"), anew("committed")):
+        said = resolve.decide(source, AWAY)["text"]
+        assert "fence=destination-is-dead" in said and "lets the source's copy run" not in said, said
+
+
+def test_what_was_not_reached_is_not_said_to_be_nothing() -> None:
+    for source, destination in ((AWAY, AWAY), (AWAY, NONE), (NONE, AWAY)):
+        assert "never touched" not in resolve.decide(source, destination)["text"]
 
 
 def test_who_must_say_what_is_told() -> None:

@@ -86,8 +86,10 @@ class CallingGuard(Guard):
         return {"op": "restore", "procs": self.rec.data["procs"], "address_on": self.rec.data.get("address_on")}
 
     def held(self) -> str:
-        """The destination's state; where nobody has waited for the end of a restore, after that."""
-        state = str(self.ask({"op": "state"}, self.limits["connect"])["state"])
+        """The destination's state; where nobody has waited for the end of a restore, after that. '' where its copy
+        lacks memory that was here only."""
+        found = self.ask({"op": "state"}, self.limits["connect"])
+        state = "" if found["incomplete"] else str(found["state"])
         if state != "restoring":
             return state
         try:

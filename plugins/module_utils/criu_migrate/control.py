@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import guard, lazy_file, net, payload, proc, record, workload
+from . import guard, net, payload, proc, record, workload
 from .errors import MigrationError
 
 if TYPE_CHECKING:
@@ -110,16 +110,14 @@ def load(run_id: str) -> record.Record:
 
 
 def health(rec: record.Record) -> dict[str, bool]:
-    """rebooted: what this node held of the process died with an earlier boot. incomplete: its copy lacks memory that
-    only the source has (post-copy)."""
-    held = rec.data["role"] == "destination" and rec.state in ("restoring", "restored", "running")
-    incomplete = False
-    if held and not rec.data.get("filled"):
-        config = guard.read_config(rec.data["run_id"])
-        incomplete = config.get("strategy") == "postcopy" and not (
-            rec.state != "restoring" and lazy_file.all_came(str(config["images_dir"]))
-        )
-    return {"rebooted": rec.data["boot_id"] != record.boot_id(), "incomplete": incomplete}
+    """rebooted: what this node held of the process died with an earlier boot. died: so did a copy that was to run and
+    never did. incomplete: its copy lacks memory that only the source has (post-copy)."""
+    rebooted = rec.data["boot_id"] != record.boot_id()
+    unseen = rec.data["role"] == "destination" and rec.state == "running" and "resumed" not in rec.data["times"]
+    procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
+    incomplete = guard.may_lack(rec) and guard.incomplete(rec, guard.read_config(rec.data["run_id"]))
+    died = unseen and not rebooted and not any(item.alive() for item in procs)
+    return {"rebooted": rebooted, "died": died, "incomplete": incomplete}
 
 
 def wait_for_port(run_id: str, limit: float) -> int:

@@ -13,6 +13,7 @@ from . import lazymap, net, proc, sockets, wire
 from .cli import Job, failed, remedy, tail
 from .errors import MigrationError, Refused
 from .filling import Filling
+from .guard import incomplete
 from .listening import Answer
 from .receiving import ReceivingGuard
 from .record import Record
@@ -32,7 +33,7 @@ class DestinationGuard(ReceivingGuard):
         self.filling = Filling(self, remote=self.postcopy)
         self.handlers = {
             "hello": self.on_hello,
-            "state": lambda _request: {"state": self.rec.state},
+            "state": lambda _request: {"state": self.rec.state, "incomplete": incomplete(self.rec, self.config)},
             "ping": lambda _request: {"now": time.time()},
             "pages": self.on_pages,
             "pages_ready": self.on_pages_ready,
@@ -267,9 +268,9 @@ class DestinationGuard(ReceivingGuard):
 
     def died_unseen(self) -> bool:
         """The record says "running", but the node went down since, or the copy is dead and nobody let it run."""
-        if self.rec.state != "running":
+        if self.rec.state not in ("running", "done"):
             return False
-        ran = "resumed" in self.rec.data["times"]
+        ran = self.rec.final or "resumed" in self.rec.data["times"]
         return self.rebooted() or (not ran and not any(item.alive() for item in self.procs()))
 
     def fence(self) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import limits, net, proc, record
+from . import lazy_file, limits, net, proc, record
 from .cli import Criu, Job, Options, living
 from .errors import MigrationError
 from .files import image_sizes
@@ -202,6 +202,19 @@ def read_config(run_id: str) -> dict[str, Any]:
     with open(os.path.join(record.run_dir(run_id), "config.json"), encoding="utf-8") as handle:
         config: dict[str, Any] = json.load(handle)
     return config
+
+
+def may_lack(rec: record.Record) -> bool:
+    """This node holds a copy of which it is not known yet that all of its memory has come."""
+    held = rec.data["role"] == "destination" and rec.state in ("restoring", "restored", "running")
+    return held and not rec.data.get("filled")
+
+
+def incomplete(rec: record.Record, config: dict[str, Any]) -> bool:
+    """The copy on this node lacks memory that only the source has (post-copy)."""
+    if config.get("strategy") != "postcopy" or not may_lack(rec):
+        return False
+    return rec.state == "restoring" or not lazy_file.all_came(str(config["images_dir"]))
 
 
 def main(argv: list[str]) -> int:

@@ -144,7 +144,11 @@ class ListeningGuard(Guard, abc.ABC):
                 intake.take(header, body)
 
     def answer(self, name: str, request: Answer) -> Answer:
-        if name in ("ping", "filled") or (name == "hello" and request.get("run_id") == self.run_id):
+        if (
+            name in ("ping", "filled")
+            or (name == "hello" and request.get("run_id") == self.run_id)
+            or (name == "state" and self.rec.state == "restoring")  # of post-copy that waits for a source that is gone
+        ):
             return self.handlers[name](request)  # never behind a request that takes its time
         if name == "undo":
             self.cut_short()

@@ -81,8 +81,8 @@ class SourceGuard(CallingGuard):
 
     def after_reboot(self) -> None:
         """The process died with this node: proof enough to let a copy run that the destination holds, if any."""
-        held = ""
-        while not (held or self.postcopy):  # its copy may be the only one: without its word nothing is decided
+        held: str | None = None
+        while held is None:  # its copy may be the only one: without its word nothing is decided
             try:
                 held = self.held()
             except MigrationError as error:
@@ -300,7 +300,7 @@ class SourceGuard(CallingGuard):
                 self.rec.note(lazy=found)
             if found["done"]:
                 break
-            if self.postcopy:
+            if self.postcopy and self.rebooted() and self.ask({"op": "state"}, self.limits["connect"])["incomplete"]:
                 self.serving.check_memory()
         if self.postcopy:
             self.serving.stop()
