@@ -26,7 +26,8 @@ options:
       - V(present) only reads the record.
       - V(collected) returns the record, CRIU's statistics and all logs.
       - V(undone), on the destination only, ends its guard and removes the copy that never ran.
-      - V(fenced) lets this node's stopped copy run on a person's word that the other node's is dead.
+      - V(fenced) writes down a person's word that the other node's copy is dead, and lets the guard run the stopped
+        copy here, or remove one that is not whole.
       - V(absent) removes keys, images, logs and the guard of a finished run; the record stays.
     type: str
     choices: [armed, started, watched, present, collected, undone, fenced, absent]
@@ -52,7 +53,7 @@ options:
     type: bool
     default: false
   seconds:
-    description: How long O(state=watched) waits at most, in seconds.
+    description: How long O(state=watched), and O(state=fenced) on the destination, wait at most, in seconds.
     type: float
     default: 600
   working_dir:
@@ -72,7 +73,7 @@ options:
     default: 0
 attributes:
   check_mode:
-    description: Nothing is written or started in check mode; reading states work as always.
+    description: Nothing is written, started or ended in check mode; V(watched) then only reads the record.
     support: full
   idempotent:
     description: Arming, starting and removing twice changes nothing the second time.
@@ -116,6 +117,10 @@ port:
   description: The port that the destination's guard listens on.
   returned: O(state=armed) on the destination
   type: int
+watched:
+  description: A play is watching the guard on this node at this moment.
+  returned: O(state=present)
+  type: bool
 restarts:
   description: How often a killed guard was started again.
   returned: O(state=watched), or O(state=started) with O(watch)
@@ -178,16 +183,16 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
         restarts = watch(params)
         result = {"changed": restarts > 0, "restarts": restarts}
     elif state == "collected":
-        asked = ("working_dir", "pid", "frozen_output", "output_seconds")
+        asked = ("working_dir", "pid", "frozen_output", "output_seconds", "check")
         return {"changed": False, **collecting.collect(run_id, *(params[name] for name in asked))}
-    elif state == "fenced" and control.load(run_id).data["role"] == "source":
-        result = {"changed": control.fence_source(run_id, sys.executable)}
-    elif state in ("undone", "fenced"):
-        result = {"changed": control.offline(run_id, "fence" if state == "fenced" else "undo")}
+    elif state == "fenced":
+        result = {"changed": control.fence(run_id, sys.executable, params["seconds"])}
+    elif state == "undone":
+        result = {"changed": control.undo_destination(run_id)}
     elif state == "absent":
         return {"changed": control.remove(run_id)}
     else:
-        result = {"changed": False}
+        result = {"changed": False, "watched": control.watched(run_id)}
     found = record.Record.load(run_id)
     if found is None:
         return {**result, "record": None}
@@ -217,8 +222,11 @@ def main() -> None:
     )
     if module.check_mode and module.params["state"] in ("armed", "started", "undone", "fenced", "absent"):
         module.exit_json(changed=True, record=None)
+    params = {**module.params, "check": module.check_mode}
+    if module.check_mode and params["state"] == "watched":
+        params["state"] = "present"
     try:
-        module.exit_json(**act(module.params))
+        module.exit_json(**act(params))
     except MigrationError as error:
         module.fail_json(msg=error.text(), error=error.as_dict())
 

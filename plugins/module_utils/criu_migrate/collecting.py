@@ -14,19 +14,22 @@ LOGS = (".log", ".err")
 
 
 def collect(
-    run_id: str, working_dir: str = "", pid: int = 0, frozen: int | None = None, seconds: float = 0.0
+    run_id: str, working_dir: str = "", pid: int = 0, frozen: int | None = None, seconds: float = 0.0,
+    look_only: bool = False,
 ) -> dict[str, Any]:
     """Everything of a run on this node; also where no guard was armed here, as far as the workload can be seen.
 
     pid: root of the process, where there is no record. frozen: bytes that the output had at the freeze, where another
-    node has seen that. seconds: of output after the restore that are waited for, counted from then.
+    node has seen that. seconds: of output after the restore that are waited for, counted from then. look_only: nothing
+    is ended, strace neither.
     """
     folder = record.run_dir(run_id)
     rec = record.Record.load(run_id)
     data = rec.data if rec else {}
-    tracing.end(folder, "pre_dump")
-    _await_output(data, seconds)
-    tracing.end(folder, "post_restore", patience=seconds + 1.0)
+    if not look_only:
+        tracing.end(folder, "pre_dump")
+        _await_output(data, seconds)
+        tracing.end(folder, "post_restore", patience=seconds + 1.0)
     procs = [proc.Proc.from_dict(item) for item in data.get("procs", [])] or (proc.tree(pid) if pid else [])
     alive = [item for item in procs if item.alive()]
     known = data.get("output") or {}

@@ -13,15 +13,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import guard, net, payload, proc, record, workload
 from .errors import MigrationError
 
-if TYPE_CHECKING:
-    from .destination import DestinationGuard
-
 ARMING = "/run/criu-migrate-arming.lock"
+WATCHED = "watched"  # the lock of whoever watches a run
 STALL = 120.0  # seconds after which a watcher stops waiting for a guard that cannot get on; the guard goes on trying
 
 
@@ -38,14 +36,28 @@ def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
     record.write_file(os.path.join(folder, "guard.pyz"), payload.build())
     record.write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1, sort_keys=True).encode())
     with _arming():
-        other = moved_by(config) if config["role"] == "source" else ""
-        if other:
-            raise MigrationError(
-                f"The run {other} moves this process already.",
-                f"Wait for its end, or ansible-playbook playbooks/resolve.yml -e run_id={other}",
-            )
+        _refuse_a_second(config)
         _first_record(config)
     return True
+
+
+def _refuse_a_second(config: dict[str, Any]) -> None:
+    """Raises MigrationError where another run has this process in its hands."""
+    other = moved_by(config) if config["role"] == "source" else ""
+    if other:
+        raise MigrationError(
+            f"The run {other} moves this process already.",
+            f"Wait for its end, or ansible-playbook playbooks/resolve.yml -e run_id={other}",
+        )
+
+
+def _begin(run_id: str) -> None:
+    """Two runs may have been armed for one process, as neither had begun: the first whose guard is started has it."""
+    with _arming():
+        rec = load(run_id)
+        if rec.state == "armed" and not rec.data.get("begun"):
+            _refuse_a_second(guard.read_config(run_id))
+            rec.note(sync=True, begun=True)
 
 
 def _first_record(config: dict[str, Any]) -> None:
@@ -71,13 +83,18 @@ def moved_by(config: dict[str, Any]) -> str:
         rec = record.Record.load(run_id)
         if rec is None or run_id == config["run_id"] or rec.final or rec.data["role"] != "source":
             continue
-        if rec.state == "armed" and not alive(run_id):
-            continue  # never began
+        if never_began(rec):
+            continue
         theirs = guard.read_config(run_id)
         held = {(int(item["pid"]), int(item["start"])) for item in rec.data.get("procs", [])}
         if wanted in held | {(int(theirs["pid"]), int(theirs["start"]))}:
             return run_id
     return ""
+
+
+def never_began(rec: record.Record) -> bool:
+    """Armed, and no guard was started that could touch a process."""
+    return rec.state == "armed" and not rec.data.get("begun") and not alive(str(rec.data["run_id"]))
 
 
 def alive(run_id: str) -> bool:
@@ -92,9 +109,10 @@ def alive(run_id: str) -> bool:
 
 
 def start(run_id: str, python: str) -> bool:
-    """Start the guard (again); on return it holds its lock, or has ended. False when one was there."""
+    """Start the guard (again); False when one was there. MigrationError where another run has the process."""
     if alive(run_id):
         return False
+    _begin(run_id)
     program = os.path.join(record.run_dir(run_id), "guard.pyz")
     done = subprocess.run(guard.start(python, program, run_id), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -168,6 +186,25 @@ def watch(run_id: str, python: str, limit: float, until_filling: bool = False) -
     Returns the record and how often the guard had to be started again. Returns a record that is not final
     when `limit` seconds have passed, or, with `until_filling`, once only memory is still to come.
     """
+    held = None if load(run_id).final else record.lock(run_id, WATCHED)
+    try:
+        return _watch(run_id, python, limit, until_filling)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def watched(run_id: str) -> bool:
+    """A play that still has to collect this run is watching it here."""
+    if not os.path.exists(os.path.join(record.run_dir(run_id), WATCHED)):
+        return False
+    held = record.lock(run_id, WATCHED)
+    if held is not None:
+        os.close(held)
+    return held is None
+
+
+def _watch(run_id: str, python: str, limit: float, until_filling: bool) -> tuple[record.Record, int]:
     deadline = time.monotonic() + limit
     began = time.time()
     restarts = 0
@@ -243,6 +280,13 @@ def _drop_working_dir(rec: record.Record) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def fence(run_id: str, python: str, limit: float) -> bool:
+    """A person says that the copy on the other node is dead."""
+    if load(run_id).data["role"] == "source":
+        return fence_source(run_id, python)
+    return fence_destination(run_id, python, limit)
+
+
 def fence_source(run_id: str, python: str) -> bool:
     """A person says that the destination's copy is dead: the source's guard takes its commit back and undoes."""
     rec = load(run_id)
@@ -281,43 +325,38 @@ def _take_over(run_id: str) -> int:
     return held
 
 
-def _fence(side: DestinationGuard) -> None:
-    """A person says that the source is dead: the copy runs, once all of its memory is there, or is removed."""
-    if health(side.rec)["incomplete"]:
-        side.undo("The source died before all memory had left it.")
-        return
-    if side.rec.state == "restoring" and not side.rebooted():
-        _end_restore(side)
-    elif side.lazy and not side.filling.done.is_set() and not side.rebooted():
-        side.filling.recover()
-    side.fence()
-    if side.lazy and not side.filling.done.wait(side.limits["dump"]):
-        raise MigrationError("The copy runs, but its memory does not come from the images.", "See guard.log there.")
-    side.on_done({})
-
-
-def _end_restore(side: DestinationGuard) -> None:
-    """The source died while its copy was restored: everything for that is here."""
-    try:
-        side.on_restore({"procs": side.rec.data["expected"], "address_on": side.rec.data.get("address_on")})
-    except MigrationError as error:
-        side.undo(error.message)
-        raise MigrationError(f"The copy could not be restored, and is lost: {error.message}", error.remedy) from error
-
-
-def offline(run_id: str, action: str) -> bool:
-    """Let the destination's side act without the source, after its guard has been ended: `undo` or `fence`."""
-    from .destination import DestinationGuard
-
+def fence_destination(run_id: str, python: str, limit: float) -> bool:
+    """A person says that the source is dead. That is written down, and the guard does what follows from it: this
+    module may be cut off at any moment. Returns when the copy runs, is gone, or `limit` seconds have passed."""
     rec = load(run_id)
     if rec.final:
         return False
     held = _take_over(run_id)
     try:
+        rec = load(run_id)
+        if rec.final:
+            return False
+        rec.note(sync=True, fencing=True)
+    finally:
+        os.close(held)
+    start(run_id, python)
+    deadline = time.monotonic() + limit
+    while not (rec.final or rec.state == "running") and time.monotonic() < deadline:
+        rec = wait_change(run_id, rec.state, 1.0)
+        time.sleep(0 if alive(run_id) else 0.1)  # its keeper starts it again
+    return True
+
+
+def undo_destination(run_id: str) -> bool:
+    """The destination's copy goes without a word of the source's guard; one that is to run is let run."""
+    from .destination import DestinationGuard
+
+    if load(run_id).final:
+        return False
+    held = _take_over(run_id)
+    try:
         side = DestinationGuard(load(run_id), guard.read_config(run_id))
-        if action == "fence":
-            _fence(side)
-        elif side.rec.state == "running" and not side.died_unseen():
+        if side.rec.state == "running" and not side.died_unseen():
             side.let_run(wait=True)
             side.on_done({})
         else:

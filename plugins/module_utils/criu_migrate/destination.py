@@ -54,13 +54,42 @@ class DestinationGuard(ReceivingGuard):
         """Go on where an earlier guard of this run was killed, or the node went down."""
         if self.lazy and self.rec.state in HOLDS_COPY and not self.rebooted() and not self.filling.done.is_set():
             self.filling.recover()
+        if self.rec.data.get("fencing") and not self.rebooted():
+            self.obey_fence()
         if self.rec.state == "undoing":
             self.undo()
         elif self.rec.state == "running" and not self.died_unseen():
             with self.busy:
                 self.let_run()  # this guard was killed in between, and the record says that this copy is the process
+            self.end_fenced()
         elif self.rebooted() and self.rec.state in ("receiving", "restoring", "restored"):
             self.undo("The destination was rebooted, its stopped copy died with it.")
+
+    def obey_fence(self) -> None:
+        """A person has said that the source is dead: the copy runs if it is or becomes whole, else it goes."""
+        why = "The source died before there was a copy."
+        if incomplete(self.rec, self.config):
+            self.undo("The source died before all memory had left it.")
+        elif self.rec.state == "restoring":  # everything for it is here
+            try:
+                self.on_restore({"procs": self.rec.data["expected"], "address_on": self.rec.data.get("address_on")})
+            except MigrationError as error:
+                why = f"The source died, and the copy could not be restored: {error.message}"
+        if self.rec.state == "restored" and all(item.alive() for item in self.procs()):
+            self.enter("running", sync=True, fenced=True)
+        elif self.rec.state in ("armed", "receiving", "restoring", "restored"):
+            self.undo(why)
+
+    def end_fenced(self) -> None:
+        """No source will say that all is done."""
+        if not self.rec.data.get("fencing") or self.rec.state != "running":
+            return
+        if self.is_filling():
+            self.rec.note(lazy=self.filling.progress())  # who waits for it is told by nobody else
+            return
+        with self.busy:
+            self.on_done({})
+        self.heard = time.monotonic()
 
     def run(self) -> None:
         self.take_up()
@@ -93,6 +122,7 @@ class DestinationGuard(ReceivingGuard):
         """Nobody has called for too long: a guard that holds no stopped copy has nothing left to keep safe."""
         # While pages or rsync's files come there is no request, for as long as those may take.
         patience = max(self.limits["peer"], self.limits["dump"] + 60, self.limits["transfer"] + 60)
+        self.end_fenced()
         if self.rec.final:
             patience = 2 * self.limits["connect"]  # only to repeat an answer that was lost
         if time.monotonic() - self.heard < patience or self.rec.state in ("restoring", "restored") or self.is_filling():
@@ -194,30 +224,6 @@ class DestinationGuard(ReceivingGuard):
         cmd = self.criu.restore_argv(self.images, self.folder, pidfile, lazy=self.lazy)
         return self.start_job("restore", cmd, self.log_path("criu-restore.log"))
 
-    def silence_address(self) -> None:
-        """Before the freeze: nobody hears of the address here, which comes later, until the commit."""
-        if not self.address:
-            return
-        if net.is_local(self.address) and not self.rec.data.get("address_put"):
-            raise self.address_taken()
-        net.mute(self.address, self.run_id)
-        net.stand_by(net.IP)  # to put it on
-        if not self.config.get("service_interface"):
-            self.rec.data["address_place"] = net.interface_for(self.address)
-
-    def address_taken(self) -> MigrationError:
-        return MigrationError(
-            f"{self.address} is already on the destination.", "Take it off there, then migrate again."
-        )
-
-    def place_for_address(self, request: Answer) -> dict[str, Any]:
-        if net.is_local(self.address):
-            raise self.address_taken()
-        name = self.config.get("service_interface")
-        if name:
-            return {"interface": name, "prefix": int((request.get("address_on") or {}).get("prefix", 32))}
-        return self.rec.data.get("address_place") or net.interface_for(self.address)
-
     def check_copy(self, expected: list[proc.Proc]) -> None:
         """Every process of the source is here under its PID, and none of them runs."""
         with open(os.path.join(self.folder, "restore.pid"), encoding="ascii") as handle:
@@ -272,14 +278,6 @@ class DestinationGuard(ReceivingGuard):
             return False
         ran = self.rec.final or "resumed" in self.rec.data["times"]
         return self.rebooted() or (not ran and not any(item.alive() for item in self.procs()))
-
-    def fence(self) -> None:
-        """A person says that the source is dead: the stopped copy becomes the process without the source's word."""
-        self.refuse_unless("restored")
-        if self.rebooted() or any(not item.alive() for item in self.procs()):
-            raise MigrationError("The stopped copy on the destination is dead.", "Start the program anew.")
-        self.enter("running", sync=True, fenced=True)
-        self.let_run(wait=True)
 
     def let_run(self, wait: bool = False) -> None:
         """Everything after the record says "running": each step may be done twice, after a restart of this guard."""

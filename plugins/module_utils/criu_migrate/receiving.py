@@ -1,4 +1,4 @@
-"""The destination's end of an eager dump, and the tokens that open a channel for pages."""
+"""The destination's end of an eager dump, the tokens that open a channel for pages, and a service address to come."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from . import wire
+from . import net, wire
 from .errors import MigrationError
 from .listening import Answer, ListeningGuard
 from .page_images import Receiver
@@ -61,3 +61,27 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
         if self.receiver is None:
             raise MigrationError("No pages were expected on the destination.", "Run the migration again.")
         return {"result": self.receiver.result(self.limits["dump"])}
+
+    def silence_address(self) -> None:
+        """Before the freeze: nobody hears of the address here, which comes later, until the commit."""
+        if not self.address:
+            return
+        if net.is_local(self.address) and not self.rec.data.get("address_put"):
+            raise self.address_taken()
+        net.mute(self.address, self.run_id)
+        net.stand_by(net.IP)  # to put it on
+        if not self.config.get("service_interface"):
+            self.rec.data["address_place"] = net.interface_for(self.address)
+
+    def address_taken(self) -> MigrationError:
+        return MigrationError(
+            f"{self.address} is already on the destination.", "Take it off there, then migrate again."
+        )
+
+    def place_for_address(self, request: Answer) -> dict[str, Any]:
+        if net.is_local(self.address):
+            raise self.address_taken()
+        name = self.config.get("service_interface")
+        if name:
+            return {"interface": name, "prefix": int((request.get("address_on") or {}).get("prefix", 32))}
+        return self.rec.data.get("address_place") or net.interface_for(self.address)

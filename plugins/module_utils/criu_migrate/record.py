@@ -122,9 +122,9 @@ class Record:
             self.data.update(more)
 
 
-def lock(run_id: str) -> int | None:
+def lock(run_id: str, name: str = "lock") -> int | None:
     """Take the run's guard lock; None when another guard of this run lives. Held until the process ends."""
-    fd = os.open(os.path.join(run_dir(run_id), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(run_dir(run_id), name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -61,8 +61,8 @@ def tidy(own: str) -> list[dict[str, str]]:
             continue
         if rec is None or run_id == own:
             continue
-        if rec.state == "armed" and not control.alive(run_id):
-            continue  # never began
+        if control.never_began(rec):
+            continue
         if not rec.final:
             open_runs.append({"run_id": run_id, "state": rec.state})
         elif time.time() - max(rec.data["times"].values()) > ABANDONED and os.path.exists(

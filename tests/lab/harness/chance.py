@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazy_file
 from tests.lab.harness import power
 from tests.lab.harness.aftermath import Aftermath
 from tests.lab.harness.guarded import Guarded
@@ -113,7 +114,7 @@ def outage(run: Guarded, aftermath: Aftermath, chance: random.Random, tmp: Path)
     role, back = chance.choice(["source", "destination"]), chance.choice(RETURNS)
     node, other = run.node(role), OTHER[role]
     power.off(node)
-    asked = ""
+    asked, kept = "", kept_whole(run, role)
     try:
         if back != RETURNS[0]:
             settle(run, other)
@@ -126,7 +127,7 @@ def outage(run: Guarded, aftermath: Aftermath, chance: random.Random, tmp: Path)
     asked = person(run, role, tmp) or asked
     run.await_state("source", *FINAL, limit=90)
     run.await_state("destination", *FINAL, limit=90)
-    where = stated(role, died, run)
+    where = stated(role, died, run, kept)
     ran = role == "destination" and "running" in died["times"]
     if ran and where == "source":
         assert asked, f"an older copy runs again, and no person has said so:\n{run.story()}"
@@ -177,13 +178,28 @@ def person(run: Guarded, role: str, tmp: Path) -> str:
     return "a person decided"
 
 
-def stated(role: str, died: dict[str, Any], run: Guarded) -> str:
-    """Where the process has to be by the design's table, by what the dead node had written down (`died`) and by how
-    far the other one came."""
+def kept_whole(run: Guarded, role: str) -> bool:
+    """The node that lives on has a copy, or all that makes one, that needs nothing of the source which has died."""
+    found = run.record("destination")
+    if role == "destination" or found["state"] not in ("restoring", "restored", "running", "done"):
+        return False
+    images = run.node("destination").path(f"{run.images['destination']}/{run.run_id}")
+    all_came = bool(found.get("filled")) or lazy_file.all_came(str(images))
+    return not run.postcopy or (all_came and found["state"] != "restoring")
+
+
+def stated(role: str, died: dict[str, Any], run: Guarded, kept: bool) -> str:
+    """Where the process has to be by the design's table: by what the dead node had written down (`died`), by what the
+    other one had (`kept`), and by how far that came. Never by how it ended alone: a copy that was wrongly ended would
+    count as lost."""
     source, destination = run.record("source"), run.record("destination")
     if role == "destination":
-        return "" if source["state"] == "done" else "source"
-    whole = "restored" in destination["times"] and (not run.postcopy or bool(destination.get("filled")))
+        if source["state"] != "done":
+            return "source"
+        proof = died["state"] == "done" or bool(died.get("filled") if run.lazy else "running" in died["times"])
+        assert proof, f"the source's copy was ended before the destination's had run, whole:\n{run.story()}"
+        return ""
+    whole = kept or ("restored" in destination["times"] and (not run.postcopy or bool(destination.get("filled"))))
     return "destination" if whole and died["state"] not in ("undoing", "undone") else ""
 
 

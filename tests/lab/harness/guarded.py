@@ -71,6 +71,10 @@ class Guarded(Run):
     def postcopy(self) -> bool:
         return self.config.get("strategy") == "postcopy"
 
+    @property
+    def lazy(self) -> bool:
+        return self.postcopy or bool(self.config.get("lazy_restore"))
+
     # --- the workload ------------------------------------------------------------------------------------------
 
     def launch(self, node: Node, folder: str, words: list[str]) -> int:

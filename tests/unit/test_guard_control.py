@@ -1,0 +1,84 @@
+"""What criu_guard does on a node, without a guard: whose the process is, and what may be taken away."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import control, guard, net, record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
+
+TLS = {"ca": "", "cert": "", "key": ""}
+
+
+@pytest.fixture(autouse=True)
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node of its own, on which a guard that is started ends at once."""
+    monkeypatch.setattr(record, "RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(control, "ARMING", str(tmp_path / "arming.lock"))
+    monkeypatch.setattr(net, "unmute", lambda _run_id: None)
+    monkeypatch.setattr(guard, "start", lambda *_words: ["true"])
+    return tmp_path
+
+
+def armed(run_id: str, pid: int = 4242, role: str = "source") -> str:
+    config: dict[str, Any] = {"run_id": run_id, "role": role, "pid": pid, "start": 99, "images_dir": f"/none/{run_id}"}
+    control.arm(config, TLS)
+    return run_id
+
+
+def test_two_runs_that_are_armed_at_once_do_not_both_begin() -> None:
+    """Neither had begun when the other was armed; which one has the process is decided when a guard is started."""
+    first, second = armed("first"), armed("second")
+    control.start(second, "python3")
+    with pytest.raises(MigrationError, match="The run second moves this process already"):
+        control.start(first, "python3")
+    control.start(second, "python3")  # again, after its guard was killed
+    with pytest.raises(MigrationError, match="moves this process already"):
+        armed("third")
+    assert control.remove(first)
+    control.start(armed("other", pid=4243), "python3")
+
+
+def test_of_many_that_are_started_at_once_one_begins() -> None:
+    names = [armed(f"run-{number}") for number in range(8)]
+    refused: list[str] = []
+
+    def begin(name: str) -> None:
+        try:
+            control.start(name, "python3")
+        except MigrationError:
+            refused.append(name)
+
+    threads = [threading.Thread(target=begin, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == len(names) - 1, refused
+
+
+def test_a_process_is_free_again_when_its_run_has_ended() -> None:
+    control.start(armed("first"), "python3")
+    control.load("first").enter("undone")
+    control.start(armed("second"), "python3")
+
+
+def test_the_destination_may_be_armed_for_both() -> None:
+    for name in ("first", "second"):
+        control.start(armed(name, role="destination"), "python3")
+
+
+def test_a_run_that_is_watched_is_seen_to_be() -> None:
+    control.start(armed("first"), "python3")
+    assert not control.watched("first") and not control.watched("unknown")
+    thread = threading.Thread(target=control.watch, args=("first", "python3", 20.0))
+    thread.start()
+    while not control.watched("first"):  # it ends with the thread's limit
+        assert thread.is_alive()
+    control.load("first").enter("undone")
+    thread.join(20.0)
+    assert not control.watched("first")
