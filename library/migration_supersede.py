@@ -8,16 +8,18 @@ module: migration_supersede
 short_description: End what an earlier run of the same test workload left running on this node
 description:
   - A migrated workload goes on running on the destination. When the same test workload is started anew, the
-    earlier one is in its way (its port, its memory, its service address).
-  - Only workloads with made-up data that this project starts are ended, and only when their run has finished.
-    C(command) and C(process) are never touched.
+    earlier one may be in its way, by what O(key) names, or by its memory where the node has less than a quarter left.
+  - Only workloads with made-up data that this project starts are ended, and only when their run has finished and its
+    play has collected it, so that it is not being verified. C(command) and C(process) are never touched.
 options:
   workload:
     description: Name of the workload that is about to be started.
     type: str
     required: true
   key:
-    description: Parameters that have to be the same for the earlier one to be in the way, like C(redis_port).
+    description:
+      - Parameters that have to be the same for the earlier one to be in the way, like C(redis_port).
+      - Without any it is in the way only where the node has little memory left.
     type: dict
     default: {}
   run_id:
@@ -48,7 +50,9 @@ ended:
   returned: success
   type: list
 unfinished:
-  description: Runs whose record is not final, C(run_id) and C(state); each may hold the only copy of a process.
+  description:
+    - C(run_id) and C(state) of runs whose record is not final, each of which may hold the only copy of a process, and
+      of runs that have ended and that no play has collected.
   returned: success
   type: list
 """

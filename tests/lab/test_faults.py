@@ -6,16 +6,18 @@ Every fault is set off by a state that a guard has reached or a line that it has
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.lab.conftest import Guard
+from tests.lab.harness import power
 from tests.lab.harness.aftermath import Aftermath
 from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.harm import LISTENER, PID_TAKER, TRACER, await_gone, cut, fill, running, small_tmpfs
-from tests.lab.harness.nodes import Lab
+from tests.lab.harness.nodes import Lab, wait_for
 
 Redis = Callable[..., tuple[Guarded, Aftermath]]
 
@@ -211,6 +213,40 @@ def test_a_cut_is_only_a_stall(with_client: Redis, lab: Lab, state: str) -> None
         else:
             run.await_log("source", "link to the other guard broke")
     assert run.finish() == "destination"
+    aftermath.check("destination", client=True, resolved=False)
+
+
+LONG = 11.5  # seconds: past those after which a connection for requests counts as dead
+
+
+def test_a_long_cut_while_pages_come_is_only_a_stall(with_client: Redis, lab: Lab) -> None:
+    """Nobody can dial again within a dump: both ends wait as long as limits.link says."""
+    run, aftermath = with_client(pause={"source": ["frozen"]}, limits={"connect": 2})
+    run.start()
+    run.await_paused("source", "frozen")
+    with cut(lab.destination):
+        run.go("source", "frozen")
+        run.await_log("source", "Dumping pages", name="criu-dump.log")
+        time.sleep(LONG)  # so long is the cable out: the length is the fault itself
+    assert run.finish() == "destination"
+    aftermath.check("destination", client=True, resolved=False)
+
+
+@pytest.mark.soak
+def test_a_long_cut_while_rsync_runs_is_only_a_stall(with_client: Redis, lab: Lab) -> None:
+    run, aftermath = with_client(pause={"source": ["detached"]}, limits={"connect": 2}, transfer="rsync")
+    run.start()
+    run.await_paused("source", "detached")
+    power.slow(lab.source, "20mbit")
+    try:
+        run.go("source", "detached")
+        images = lab.destination.path(f"{run.images['destination']}/{run.run_id}")
+        wait_for("files of rsync", lambda: any(path.stat().st_size for path in images.iterdir()), 30)
+        with cut(lab.destination):
+            time.sleep(LONG)
+        assert run.finish() == "destination"
+    finally:
+        power.slow(lab.source, "")
     aftermath.check("destination", client=True, resolved=False)
 
 

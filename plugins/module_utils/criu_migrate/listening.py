@@ -127,6 +127,8 @@ class ListeningGuard(Guard, abc.ABC):
 
     def hand_over_channel(self, name: str, header: Answer, sock: Secure) -> None:
         """This connection is not for requests: it carries pages, or rsync's files."""
+        if name != "lazy_channel":  # which the source dials again
+            wire.tune(sock.sock, self.limits["link"])
         if name == "rsync":
             self.refuse_unless("receiving")
             relay.serve_rsync(sock, header["argv"], self.images, self.log_path("rsync.log"))

@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
-from . import record, wire
+from . import limits, record, wire
 from .errors import LinkLost, MigrationError
 from .secure import PIECE, Secure
 
@@ -87,17 +88,17 @@ def attach(link: Secure) -> socket.socket:
 def dial(
     config: dict[str, Any], folder: str, limit: float, secure: bool = True, patient: float = 0
 ) -> socket.socket | Secure:
-    """A connection to the destination's guard; LinkLost when there is none within `limit` seconds."""
+    """A connection to the destination's guard; LinkLost when there is none within `limit` seconds. patient: so long
+    a cut is only a stall of this connection."""
     host, port = config["peer"]["host"], int(config["peer"]["port"])
     try:
         sock = socket.create_connection((host, port), timeout=limit)
     except OSError as error:
         raise LinkLost(f"The destination's guard cannot be reached at {host}:{port}: {error}") from error
     try:
-        wire.tune(sock, wire.SILENCE)
+        # Nobody dials again in the middle of a dump or of rsync: a cut has to be waited out, as has a slow disk
+        wire.tune(sock, patient or wire.SILENCE)
         link: socket.socket | Secure = sock
-        if patient:  # a slow disk at the far end fills the window: that is no dead link (keepalive still sees one)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patient * 1000))
         if secure:
             names = (os.path.join(folder, "tls", name + ".pem") for name in ("ca", "cert", "key"))
             link = Secure(sock, wire.context(False, *names), server=False)
@@ -121,11 +122,25 @@ def serve_rsync(link: Secure, argv: list[str], images: str, log: str) -> None:
     child.wait()
 
 
+def _insist(config: dict[str, Any], folder: str, limit: dict[str, float]) -> socket.socket | Secure:
+    """Dial again while the link is down, for the limit "link"."""
+    deadline = time.monotonic() + limit["link"]
+    while True:
+        try:
+            return dial(config, folder, limit["connect"], patient=limit["link"])
+        except LinkLost:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)  # a cut link gives no event when it heals
+
+
 def rsh(run_id: str, words: list[str]) -> int:
     """The source's end, which rsync runs as its remote shell: [-l USER] HOST rsync --server ..."""
     from .guard import read_config
 
-    link = dial(read_config(run_id), record.run_dir(run_id), 15.0)
+    config = read_config(run_id)
+    limit = limits.merged(config.get("limits") or {})
+    link = _insist(config, record.run_dir(run_id), limit)
     if not isinstance(link, Secure):
         return 1
     wire.Link(link).send({"op": "rsync", "argv": words[words.index("rsync") :]})

@@ -12,10 +12,11 @@ import signal
 import time
 from typing import Any
 
-from . import control, net, proc, record
+from . import control, inspect_node, net, proc, record
 from .errors import MigrationError
 
 KEEP = ("command", "process")
+SCARCE = 0.25  # of a node's memory
 ABANDONED = 3600.0  # seconds after its end in which a play may still collect a run
 
 
@@ -31,10 +32,22 @@ def same(data: dict[str, Any], name: str, key: dict[str, Any]) -> bool:
     return workload.get("name") == name and all(params.get(item) == value for item, value in key.items())
 
 
+def collected(run_id: str) -> bool:
+    """Its play has taken everything and removed the rest: nobody verifies its process or looks at its logs any more."""
+    return not os.path.exists(os.path.join(record.run_dir(run_id), "config.json"))
+
+
+def in_the_way(key: dict[str, Any]) -> bool:
+    """An earlier process of the same workload would hinder a new one: by what `key` names, like a port, or as it takes
+    memory on a node that has little left."""
+    memory = inspect_node.memory()
+    return bool(key) or memory["available"] < SCARCE * memory["total"]
+
+
 def find(name: str, key: dict[str, Any], own: str) -> list[dict[str, Any]]:
-    """Records of finished runs of that workload whose process still lives on this node."""
+    """Records of collected runs of that workload whose process still lives on this node and is in the way."""
     found: list[dict[str, Any]] = []
-    if name in KEEP:
+    if name in KEEP or not in_the_way(key):
         return found
     for run_id in record.runs():
         try:
@@ -43,6 +56,8 @@ def find(name: str, key: dict[str, Any], own: str) -> list[dict[str, Any]]:
             continue  # tidy() names it
         if rec is None or run_id == own or not holds_process(rec.data) or not same(rec.data, name, key):
             continue
+        if not collected(run_id):
+            continue  # a play may still be verifying it; where none is, tidy() names it
         procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
         if any(item.alive() for item in procs):
             found.append(rec.data)
@@ -50,8 +65,8 @@ def find(name: str, key: dict[str, Any], own: str) -> list[dict[str, Any]]:
 
 
 def tidy(own: str) -> list[dict[str, str]]:
-    """Take keys, images and logs of runs away that ended long ago and that nobody collected; returns the runs whose
-    record is not final, {run_id, state}: each may hold the only copy of a process."""
+    """Take keys, images and logs of runs away that ended long ago and that nobody collected. Returns {run_id, state}
+    of runs whose record is not final, as each may hold the only copy of a process, and of those nobody collected."""
     open_runs: list[dict[str, str]] = []
     for run_id in record.runs():
         try:
@@ -65,10 +80,10 @@ def tidy(own: str) -> list[dict[str, str]]:
             continue
         if not rec.final:
             open_runs.append({"run_id": run_id, "state": rec.state})
-        elif time.time() - max(rec.data["times"].values()) > ABANDONED and os.path.exists(
-            os.path.join(record.run_dir(run_id), "config.json")
-        ):
-            control.remove(run_id)
+        elif not collected(run_id):
+            open_runs.append({"run_id": run_id, "state": f"{rec.state}, but was not collected"})
+            if time.time() - max(rec.data["times"].values()) > ABANDONED:
+                control.remove(run_id)
     return open_runs
 
 

@@ -25,7 +25,7 @@ def tune(sock: socket.socket, silence: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(2, int(silence / 2)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, min(127, max(2, int(silence / 2))))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence * 1000))
 
 
