@@ -10,17 +10,18 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.lab.conftest import Prepare
+from tests.lab.harness import power
 from tests.lab.harness.migration import Migration
-from tests.lab.harness.nodes import Lab, environment, playbook, program
+from tests.lab.harness.nodes import Lab, environment, playbook, program, wait_for
 
 SMALL = {"mb_size": 16, "interval": 1.0, "max_memory": 32}
 PASSWORD = "correct horse"  # noqa: S105 - of an account in the lab that lives as long as the test
 
 
-def resolve(migration: Migration) -> str:
+def resolve(migration: Migration, *more: str) -> str:
     """Run resolve.yml for this run and return what it says."""
     words = ("-i", str(migration.lab.inventory), "playbooks/resolve.yml", "-e", f"run_id={migration.run_id}")
-    done = playbook(migration.tmp, *words)
+    done = playbook(migration.tmp, *words, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -38,6 +39,75 @@ def test_ansible_playbook_is_killed(prepare: Prepare, lab: Lab, state: str) -> N
     migration.go("source", state)
     aftermath.check("destination", client=True, resolved=False)
     assert "the process runs on the destination" in resolve(migration)
+    aftermath.nothing_left("destination", resolved=True)
+
+
+@pytest.mark.soak
+def test_ansible_playbook_is_killed_while_it_prepares(prepare: Prepare) -> None:
+    migration, aftermath = prepare("memory", **SMALL)
+    migration.start()
+    wait_for("the nodes to be prepared", lambda: "[See that it can be reached]" in migration.output(), 60)
+    migration.kill_play()
+    aftermath.check_untouched()
+
+
+def test_ansible_playbook_is_killed_when_the_workload_is_started(prepare: Prepare, lab: Lab) -> None:
+    """No guard was armed: the program runs where it was started, and there is no run to resolve."""
+    migration, aftermath = prepare("memory", **SMALL)
+    migration.start()
+    ready = lab.source.path(f"{migration.working_dir}/checkpoint_ready")
+    wait_for("the workload", lambda: ready.exists() and ready.read_text().startswith("ready"), 60)
+    migration.kill_play()
+    if migration.known():
+        resolve(migration)
+    aftermath.check("destination" if migration.known() else "source")
+
+
+@pytest.mark.soak
+def test_ansible_playbook_is_killed_while_memory_comes(prepare: Prepare, lab: Lab) -> None:
+    migration, aftermath = prepare("memory", **SMALL, migration_strategy="postcopy",
+                                   migration_pause_at={"source": ["frozen"]})  # fmt: skip
+    migration.start()
+    migration.await_paused("source", "frozen")
+    power.slow(lab.source, "20mbit")
+    try:
+        migration.go("source", "frozen")
+        wait_for("pages on their way", lambda: migration.record("source").get("lazy"), 60)
+        migration.kill_play()
+        assert "pages are still to come" in resolve(migration, "-e", "resolve_seconds=2")
+    finally:
+        power.slow(lab.source, "")
+    assert "the process runs on the destination" in resolve(migration)
+    aftermath.check("destination")
+
+
+@pytest.mark.parametrize("phase", ["verify", "report"])
+def test_ansible_playbook_is_killed_when_the_process_has_moved(prepare: Prepare, phase: str) -> None:
+    """Nobody collects the run any more: resolve.yml takes away what it has left, and the next play names it."""
+    migration, aftermath = prepare("memory", **SMALL)
+    migration.start()
+    if phase == "verify":
+        migration.await_state("source", "done")
+    else:
+        wait_for("results", lambda: migration.results.is_dir() and list(migration.results.iterdir()), 60)
+    migration.kill_play()
+    assert "the process runs on the destination" in resolve(migration)
+    aftermath.check("destination")
+
+
+def test_a_run_that_stalls_is_not_verified(prepare: Prepare) -> None:
+    """Where the process is, is not known for certain: the play says so instead of asking a stopped copy."""
+    migration, aftermath = prepare(
+        "memory", **SMALL, migration_pause_at={"source": ["committed"]}, migration_watch_seconds=5
+    )
+    migration.start()
+    migration.finish(rc=None)
+    said = migration.output()
+    assert "still committed" in said and f"resolve.yml -e run_id={migration.run_id}" in said, said
+    assert "verify | " not in said and migration.metrics()["error"]["phase"] == "hand_over", said
+    migration.go("source", "committed")
+    assert "the process runs on the destination" in resolve(migration)
+    aftermath.check("destination")
 
 
 def test_ansible_playbook_is_killed_when_the_guards_are_armed(prepare: Prepare, lab: Lab) -> None:
@@ -49,7 +119,7 @@ def test_ansible_playbook_is_killed_when_the_guards_are_armed(prepare: Prepare, 
     if migration.record("source").get("guard") is None:
         aftermath.one_copy("source", "destination")
     resolve(migration)
-    aftermath.check("destination", client=True, resolved=False)
+    aftermath.check("destination", client=True)
 
 
 def test_guards_and_keepers_are_killed_under_the_play(prepare: Prepare, lab: Lab) -> None:

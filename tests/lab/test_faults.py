@@ -15,6 +15,7 @@ import pytest
 from tests.lab.conftest import Guard
 from tests.lab.harness import power
 from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.chance import KINDS
 from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.harm import LISTENER, PID_TAKER, TRACER, await_gone, cut, fill, running, small_tmpfs
 from tests.lab.harness.nodes import Lab, wait_for
@@ -55,6 +56,52 @@ def test_a_guard_is_killed(with_client: Redis, role: str, state: str, keeper: bo
     run.replace_guard(role, state, keeper)
     assert run.finish() == "destination"
     aftermath.check("destination", client=True, resolved=False)
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_a_guard_is_killed_when_it_is_armed(with_client: Redis, lab: Lab, role: str) -> None:
+    """With the cable out the source's cannot get on."""
+    run, aftermath = with_client(limits={"connect": 2})
+    run.arm_both()
+    with cut(lab.destination):
+        run.start_guard("source")
+        run.await_log("source", "armed: ping: ")
+        before = run.record(role)
+        assert before["state"] == "armed", run.story()
+        run.kill_guard(role)
+        run.await_new_guard(role, before)
+    assert run.finish() == "destination"
+    aftermath.check("destination", client=True, resolved=False)
+
+
+def soak(*values: Any, name: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.soak, id=name)
+
+
+MOVES = [  # of each way to move a process all faults, with a service address and without; two in every run of the tests
+    pytest.param("lazy_restore", False, "source", "committed", id="lazy_restore-source-committed"),
+    pytest.param("postcopy", False, "destination", "restored", id="postcopy-destination-restored"),
+    *(
+        soak(kind, address, role, state, name=f"{kind}-{'' if address else 'no-'}address-{role}-{state}")
+        for kind in KINDS
+        for address in (True, False)
+        for role, state in [("source", state) for state in SOURCE_STATES[1:]]
+        + [("destination", state) for state in DESTINATION_STATES]
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "address", "role", "state"), MOVES)
+def test_a_guard_is_killed_whatever_is_moved(
+    guarded: Guard, lab: Lab, kind: str, address: bool, role: str, state: str
+) -> None:
+    how = {**KINDS[kind], **({"service_address": lab.service_address(2)} if address else {})}
+    run, aftermath = guarded("redis" if address else "memory", pause={role: [state]}, **how)
+    run.start()
+    run.await_paused(role, state)
+    run.replace_guard(role, state, keeper=True)
+    assert run.finish() == "destination"
+    aftermath.check("destination", client=address, resolved=False)
 
 
 def test_both_guards_are_killed(with_client: Redis) -> None:

@@ -14,6 +14,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import l
 from tests.lab.conftest import Guard
 from tests.lab.harness import power
 from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.chance import KINDS, kept_whole
 from tests.lab.harness.guarded import Guarded, program_of
 from tests.lab.harness.nodes import RUNS, Lab, wait_for
 from tests.lab.harness.power import resolve
@@ -208,6 +209,33 @@ def test_the_destination_dies_before_the_commit_and_stays_dead(redis: Redis, lab
     power.on(lab.destination)
     resolve(run, tmp_path)
     aftermath.check("source", client=True, resolved=False)
+
+
+@pytest.mark.parametrize("address", [True, False], ids=["address", "no-address"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("role", ["source", "destination"])
+@pytest.mark.soak
+def test_a_node_dies_whatever_is_moved(
+    guarded: Guard, lab: Lab, tmp_path: Path, role: str, kind: str, address: bool
+) -> None:
+    """Before the commit, with a stopped copy on the destination; post-copy's may be the only one that is not whole."""
+    how = {**KINDS[kind], **({"service_address": lab.service_address(4)} if address else {})}
+    run, aftermath = guarded("redis" if address else "memory", pause={"source": ["restored"]}, limits=QUICK, **how)
+    run.start()
+    run.await_paused("source", "restored")
+    node = lab.nodes[role]
+    power.off(node)
+    lost = role == "source" and not kept_whole(run, role)
+    assert run.postcopy or not lost, run.story()
+    if role == "destination":
+        run.go("source", "restored")
+    power.on(node)
+    resolve(run, tmp_path)
+    if lost:
+        aftermath.check_nowhere()
+    else:
+        moved = role == "source"
+        aftermath.check("destination" if moved else "source", client=address, resolved=False)
 
 
 def test_the_destination_dies_after_the_commit(redis: Redis, lab: Lab) -> None:

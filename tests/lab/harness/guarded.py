@@ -139,6 +139,12 @@ class Guarded(Run):
 
     def start(self) -> Guarded:
         """Start the workload and let the guards go."""
+        self.arm_both()
+        self.start_guard("source")
+        return self
+
+    def arm_both(self) -> None:
+        """Start the workload; the destination's guard listens, the source's has only to be started."""
         self.begin_workload()
         tls = migration_certificates.make(self._run_id, 2)
         self.arm("destination", tls["destination"], ports=PORTS)
@@ -148,8 +154,6 @@ class Guarded(Run):
         start = int(stat[stat.rindex(")") + 2 :].split()[19])
         peer = {"host": self.lab.destination.address, "port": port}
         self.arm("source", tls["source"], pid=self.pid, start=start, peer=peer)
-        self.start_guard("source")
-        return self
 
     def replace_guard(self, role: str, state: str, keeper: bool) -> None:
         """Kill a guard, by itself or with the keeper that would start it again; then it is started by hand.
