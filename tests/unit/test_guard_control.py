@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import control, guard, net, record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import control, guard, net, record, tracing
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
 
 TLS = {"ca": "", "cert": "", "key": ""}
@@ -82,3 +85,44 @@ def test_a_run_that_is_watched_is_seen_to_be() -> None:
     control.load("first").enter("undone")
     thread.join(20.0)
     assert not control.watched("first")
+
+
+class Left(Exception):
+    """What a module has ended with."""
+
+
+def module(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> dict[str, Any]:
+    """Run criu_guard in check mode."""
+
+    def leave(_self: AnsibleModule, **result: Any) -> None:
+        raise Left(result)
+
+    monkeypatch.setattr(AnsibleModule, "exit_json", leave)
+    found = importlib.import_module("ansible_collections.criu.migrate.plugins.modules.criu_guard")
+    with patch_module_args({**arguments, "_ansible_check_mode": True}), pytest.raises(Left) as caught:
+        found.main()
+    result: dict[str, Any] = caught.value.args[0]
+    return result
+
+
+def test_check_mode_only_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard that was killed is not started again, and strace is not ended."""
+    control.start(armed("first"), "python3")
+
+    def touched(*_words: Any, **_more: Any) -> Any:
+        raise AssertionError("something was changed in check mode")
+
+    monkeypatch.setattr(control, "start", touched)
+    monkeypatch.setattr(tracing, "end", touched)
+    for state in ("watched", "collected", "present"):
+        result = module(monkeypatch, run_id="first", state=state)
+        assert result["changed"] is False and result["record"]["state"] == "armed", result
+
+
+def test_a_fence_is_written_down_for_the_guard() -> None:
+    control.load(armed("first", role="destination")).enter("restored")
+    assert control.fence("first", "python3", 0.0)
+    found = control.load("first")
+    assert found.state == "restored" and found.data["fencing"], found.data
+    found.enter("done")
+    assert not control.fence("first", "python3", 0.0)
