@@ -3,133 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
-import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import fill, uffd
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import replay, uffd
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazymap import Range
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.uffd import PAGE
-
-CHILD = Path(__file__).with_name("uffd_child.py")
-COUNT = 512  # pages: eight chunks
-PID = 77  # in the images
-
-
-def page(number: int) -> bytes:
-    return struct.pack("q", number) * (PAGE // 8)
-
-
-class Far:
-    """The test's end of a child: asks, and waits for the answer when it is wanted."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-
-    def ask(self, *words: Any) -> None:
-        self.sock.sendall(json.dumps(words).encode() + b"\n")
-
-    def answer(self) -> Any:
-        line = b""
-        while not line.endswith(b"\n"):  # never beyond the line: a descriptor may come with what is behind it
-            line += self.sock.recv(1) or b"\n"
-        verdict, value = json.loads(line)
-        assert verdict == "ok", value
-        return value
-
-    def answer_within(self, seconds: float) -> Any:
-        return self.answer() if select.select([self.sock], [], [], seconds)[0] else None
-
-    def __call__(self, *words: Any) -> Any:
-        self.ask(*words)
-        return self.answer()
-
-
-class Prey(Far):
-    """A child whose memory is guarded from the start; page i of it has to become page(i + 1)."""
-
-    def __init__(self, pages: int = COUNT) -> None:
-        near, far = socket.socketpair()
-        words = [sys.executable, str(CHILD), str(far.fileno()), str(pages)]
-        self.process = subprocess.Popen(words, pass_fds=(far.fileno(),))
-        far.close()
-        near.settimeout(20)
-        data, fds, _flags, _address = socket.recv_fds(near, 4096, 1)
-        super().__init__(near)
-        verdict, value = json.loads(data)
-        if verdict != "ok":
-            self.close()
-            pytest.skip(f"no userfaultfd here: {value}")
-        self.start = int(value)
-        self.fd = fds[0]
-        self.pages = pages
-        self.range = Range(self.start, self.start + pages * PAGE)
-
-    def at(self, index: int) -> int:
-        return self.start + index * PAGE
-
-    def forked(self) -> Far:
-        """The end of a new child; to be taken once the fork has been let through."""
-        _data, fds, _flags, _address = socket.recv_fds(self.sock, 1, 1)
-        sock = socket.socket(fileno=fds[0])
-        sock.settimeout(20)
-        self.answer()
-        return Far(sock)
-
-    def begin(self, *words: Any) -> None:
-        """Something that goes on only when its event has been read."""
-        self.ask(*words)
-        self.event_pending()
-
-    def event_pending(self) -> None:
-        """Until it has done something that wants an answer."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        assert poll.poll(10_000), "no event came"
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.sock.close()
-
-
-class Memory:
-    """A store that makes pages up, notes every read, and lets something happen before the answer to some of them."""
-
-    arrivals = -1
-
-    def __init__(self, prey: Prey, **happen: Callable[[], None]) -> None:
-        self.prey = prey
-        self.reads: list[tuple[int, int]] = []
-        self.dropped: list[int] = []
-        self.happen = {int(name[1:]): action for name, action in happen.items()}
-
-    def there(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> int:
-        assert pid == PID
-        return pages
-
-    def release(self, pid: int, vaddr: int, pages: int) -> None:
-        self.dropped += [(vaddr - self.prey.start) // PAGE + index for index in range(pages)]
-
-    def released(self, pid: int) -> list[tuple[int, int]]:
-        return [(self.prey.at(index), self.prey.at(index + 1)) for index in self.dropped]
-
-    def read(self, pid: int, vaddr: int, pages: int) -> bytes:
-        first = (vaddr - self.prey.start) // PAGE
-        self.reads.append((first, pages))
-        self.happen.get(len(self.reads), lambda: None)()
-        return b"".join(page(first + index + 1) for index in range(pages))
+from tests.unit.prey import COUNT, PID, Memory, Prey, Run, page, whole
 
 
 @pytest.fixture
@@ -139,32 +24,6 @@ def prey() -> Iterator[Prey]:
         yield made
     finally:
         made.close()
-
-
-class Run:
-    """A Filler for one child, and all that it has said and done."""
-
-    def __init__(self, prey: Prey, store: Any, log: str = "", skip: int = 0, fds: dict[str, int] | None = None) -> None:
-        self.lines: list[str] = []
-        self.forked: dict[str, int] = {}
-        text = f"(00.1) uffd: Received PID: {PID}, uffd: 5\n{log}"
-        replay = fill.Replay(text, lambda _pid: [prey.range._replace(start=prey.at(skip))])
-        fds = fds or {f"{PID}-5": prey.fd}
-        self.filler = fill.Filler(store, replay, fds, self.said, self.forked.__setitem__, self.lines.append)
-
-    def said(self, text: str) -> None:
-        assert text
-
-    def __call__(self) -> fill.Filled:
-        return self.filler.run()
-
-    def close(self) -> None:
-        for fd in self.filler.fds.values():
-            os.close(fd)
-
-
-def whole(first: int = 0, last: int = COUNT) -> list[int]:
-    return [index + 1 for index in range(first, last)]
 
 
 def test_all_of_it_with_what_the_daemon_had_done(prey: Prey) -> None:
@@ -415,6 +274,7 @@ def test_a_process_that_does_not_sit_still(prey: Prey, seed: int, threads: int) 
     run = Run(prey, Slow(prey))
     run()
     assert len(run.lines) > 1, "it was filled before anything happened"
+    assert run.filler.complete(), run.filler.counts()
     run.close()
     assert prey.answer() == 200
 
@@ -438,14 +298,14 @@ def test_replay_follows_the_log_of_criu() -> None:
     ]:
         text += f"(00.012345) uffd: {line}\n"
     wiped = Range(base + 20 * PAGE, base + 21 * PAGE, wiped=True)
-    replay = fill.Replay(text, lambda _pid: [Range(base, base + 10 * PAGE), wiped])
+    found = replay.Replay(text, lambda _pid: [Range(base, base + 10 * PAGE), wiped])
 
     def pages(key: str) -> list[tuple[int, ...]]:
-        return [tuple((value - base) // PAGE for value in piece) for piece in replay.pieces[key].pieces]
+        return [tuple((value - base) // PAGE for value in piece) for piece in found.pieces[key].pieces]
 
     assert pages("12-7") == [(3, 4, 3), (6, 10, 6), (20, 21, 20), (100, 102, 4)]
     assert pages("12-8") == [(3, 4, 3), (6, 10, 6), (100, 102, 4)], "MADV_WIPEONFORK: nothing of it for the child"
-    assert sorted(replay.pieces) == ["12-7", "12-8"]
+    assert sorted(found.pieces) == ["12-7", "12-8"]
 
 
 @pytest.mark.parametrize(
@@ -463,18 +323,18 @@ def test_replay_follows_the_log_of_criu() -> None:
 )
 def test_replay_knows_what_the_daemon_has_filled(after: str, left: list[int]) -> None:
     text = f"(00.1) uffd: Received PID: 12, uffd: 7\n(00.2) uffd: 12-7: uffd_copy: 0x{PAGE:x}/{2 * PAGE}\n{after}"
-    pieces = fill.Replay(text, lambda _pid: [Range(PAGE, 4 * PAGE)]).pieces["12-7"].pieces
+    pieces = replay.Replay(text, lambda _pid: [Range(PAGE, 4 * PAGE)]).pieces["12-7"].pieces
     assert [index for index in range(10) if pieces.find(index * PAGE) is not None] == left
 
 
 def test_replay_needs_the_log_from_its_beginning() -> None:
     with pytest.raises(ValueError, match="12-7: EXIT"):
-        fill.Replay("(00.1) uffd: 12-7: EXIT\n", lambda _pid: [])
+        replay.Replay("(00.1) uffd: 12-7: EXIT\n", lambda _pid: [])
 
 
 def test_half_a_line_is_no_line() -> None:
     text = f"(00.1) uffd: Received PID: 12, uffd: 7\n(00.2) uffd: 12-7: UNMAP: {PAGE:x}({PAGE:x}"
-    assert list(fill.Replay(text, lambda _pid: [Range(PAGE, 2 * PAGE)]).pieces["12-7"].pieces) == [
+    assert list(replay.Replay(text, lambda _pid: [Range(PAGE, 2 * PAGE)]).pieces["12-7"].pieces) == [
         (PAGE, 2 * PAGE, PAGE)
     ]
 
@@ -493,7 +353,7 @@ def test_what_the_daemon_had_announced_last_is_brought_again_by_every_successor(
     """It is logged before it is done. Two guards that took over, one after the other, must not take it for done."""
     announced = "uffd: Received PID: 7, uffd: 8\nuffd: 7-8: uffd_copy: 0x10000/8192\n"
     announced += "uffd: 7-8: uffd_copy: 0x12000/4096\n"
-    taken = f"\n{fill.TAKEN_OVER}\n"
+    taken = f"\n{replay.TAKEN_OVER}\n"
     for successors in (0, 1, 2):
-        replay = fill.Replay(announced + successors * taken, lambda _pid: [Range(0x10000, 0x20000)])
-        assert [(piece.start, piece.end) for piece in replay.pieces["7-8"].pieces] == [(0x12000, 0x20000)]
+        found = replay.Replay(announced + successors * taken, lambda _pid: [Range(0x10000, 0x20000)])
+        assert [(piece.start, piece.end) for piece in found.pieces["7-8"].pieces] == [(0x12000, 0x20000)]

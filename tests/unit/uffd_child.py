@@ -174,6 +174,8 @@ def obey(sock: socket.socket, wish: list[Any], start: int, pages: int) -> Any:
         return checked(libc.mremap(args[0], args[1], args[1], 3, anonymous(args[1])))
     if what == "wild":
         return go_wild(start, pages, *args)
+    if what == "brood":
+        return brood(*args)
     if what == "fork":
         mine, other = socket.socketpair()
         if os.fork() == 0:
@@ -184,6 +186,16 @@ def obey(sock: socket.socket, wish: list[Any], start: int, pages: int) -> Any:
         socket.send_fds(sock, [b"\n"], [other.fileno()])
         return None
     return checked(getattr(libc, what)(*args))
+
+
+def brood(count: int) -> int:
+    """So many children, one after another, each of which ends at once."""
+    for _turn in range(count):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return count
 
 
 def serve(sock: socket.socket, start: int, pages: int) -> None:

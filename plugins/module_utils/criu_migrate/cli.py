@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import proc
+from . import polling, proc
 from .errors import CriuError
 
 TAIL_LINES = 20
@@ -194,7 +193,7 @@ class Job:
                 fd = -1
             if fd >= 0:
                 try:
-                    if self.shell.alive() and fd not in select.select([fd, *tries], [], [], limit)[0]:
+                    if self.shell.alive() and fd not in polling.readable([fd, *tries], limit):
                         return None
                 finally:
                     os.close(fd)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
 from typing import Any
 
-from . import lazymap, net, proc, sockets, wire
+from . import lazymap, net, polling, proc, sockets, wire
 from .cli import Job, failed, remedy, tail
 from .errors import MigrationError, Refused
-from .filling import Filling
+from .filling import OLDER, Filling
 from .guard import incomplete
 from .listening import Answer
 from .receiving import ReceivingGuard
@@ -58,7 +57,7 @@ class DestinationGuard(ReceivingGuard):
             self.obey_fence()
         if self.rec.state == "undoing":
             self.undo()
-        elif self.rec.state == "running" and not self.died_unseen():
+        elif self.rec.state == "running" and not self.died_unseen() and not self.filling.lost():
             with self.busy:
                 self.let_run()  # this guard was killed in between, and the record says that this copy is the process
             self.end_fenced()
@@ -75,7 +74,7 @@ class DestinationGuard(ReceivingGuard):
                 self.on_restore({"procs": self.rec.data["expected"], "address_on": self.rec.data.get("address_on")})
             except MigrationError as error:
                 why = f"The source died, and the copy could not be restored: {error.message}"
-        if self.rec.state == "restored" and all(item.alive() for item in self.procs()):
+        if self.rec.state == "restored" and all(item.alive() for item in self.procs()) and not self.filling.lost():
             self.enter("running", sync=True, fenced=True)
         elif self.rec.state in ("armed", "receiving", "restoring", "restored"):
             self.undo(why)
@@ -102,7 +101,7 @@ class DestinationGuard(ReceivingGuard):
         self.say(f"listening on port {self.rec.data['port']}")
         while not self.finished.is_set():
             watched: list[Any] = [listener, self.wake_read]
-            ready = select.select(watched, [], [], 5.0)[0]
+            ready = polling.readable(watched, 5.0)
             if listener in ready:
                 try:
                     sock, peer = listener.accept()
@@ -158,7 +157,7 @@ class DestinationGuard(ReceivingGuard):
     def take_plain(self, sock: socket.socket, token: str) -> None:
         if self.postcopy:
             self.use_token(token)
-            self.filling.links.put(Plain(sock))
+            self.filling.connect(Plain(sock))
         else:
             self.receive_pages(Plain(sock), token)
 
@@ -256,15 +255,16 @@ class DestinationGuard(ReceivingGuard):
         if self.rec.state not in ("running", "done"):
             self.refuse_unless("restored")
             dead = [item.pid for item in self.procs() if not item.alive()]
-            if dead or not self.procs():
-                self.undo(f"The stopped copy lost PIDs {dead}.")
-                raise Refused("The stopped copy on the destination died before it ever ran.", "The source may go on.")
+            why = f"has lost PIDs {dead}" if dead or not self.procs() else self.filling.lost()
+            if why:
+                self.undo(f"The stopped copy {why}.")
+                raise Refused(f"The stopped copy on the destination {why}; it never ran.", "The source may go on.")
             self.enter("running", sync=True)
         self.let_run()
         return {"state": self.rec.state, "times": self.rec.data["times"]}
 
     def take_pages(self, sock: Secure) -> None:
-        self.filling.links.put(sock)
+        self.filling.connect(sock)
 
     def on_filled(self, _request: Answer) -> Answer:
         """Is every page there? Waits a while for it."""
@@ -283,6 +283,8 @@ class DestinationGuard(ReceivingGuard):
         """Everything after the record says "running": each step may be done twice, after a restart of this guard."""
         if "resumed" in self.rec.data["times"]:
             return
+        if why := self.filling.lost():
+            raise MigrationError(f"The copy on the destination {why}.", OLDER)
         if self.address:
             self.put_address_on()
             self.lift_drop()

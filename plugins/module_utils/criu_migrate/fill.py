@@ -4,94 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Callable
+from functools import partial
+from typing import Callable, Protocol
 
 from .layout import Layout, Piece
-from .lazymap import Range
+from .replay import TAKEN_OVER, Replay, fork_line
 from .store import Store
 from .uffd import PAGE, Event, Fault, Fork, Remap, Uffd, Unmap
 
-TAKEN_OVER = "uffd: taken over"  # a line of the log: whoever wrote before it is dead
 _CHUNK = 64  # pages filled between two looks at the events
 _NEAR = 16  # pages filled for a fault: what is behind the wanted one is often wanted next
 _CALM = 0.01  # seconds
 _READS = 16  # reads of events in a row: a process that sends them without end must not keep its pages from coming
 _PAUSE = 1  # milliseconds until what makes the kernel say EAGAIN is tried again, unless an event comes first
 _IDLE = 1000  # milliseconds, while pages have yet to come; events and pages end that wait
-
-
-# criu/uffd.c; lengths of REMAP and uffd_copy are decimal, all else is hexadecimal.
-_LINE = re.compile(
-    r"uffd: (?:Received PID: (?P<pid>\d+), uffd: (?P<fd>\d+)$"
-    r"|(?P<taken>taken over)$"
-    r"|(?P<who>\d+-\d+): (?:"
-    r"uffd_copy: 0x(?P<copy>[0-9a-f]+)/(?P<length>\d+)$"
-    r"|copy: mcopy_rc:(?P<copied>-?\d+)"
-    r"|REMAP: (?P<old>[0-9a-f]+) -> (?P<new>[0-9a-f]+) \((?P<moved>\d+)\)$"
-    r"|(?P<how>REMOVE|UNMAP): (?P<start>[0-9a-f]+)\((?P<size>[0-9a-f]+)\)$"
-    r"|FORK: child with ufd=(?P<child>\d+)$"
-    r"|(?P<settled>SETTLED)$"
-    r"|(?P<end>EXIT)$))",
-    re.MULTILINE,
-)
-
-
-class Replay:
-    """Lazy memory of every process as the log of `criu lazy-pages` (-v4) leaves it.
-
-    `pieces` has the key "P-F": P is the PID in the images, F the daemon's number of the userfaultfd; a child has the P
-    of its parent. Pages that the daemon has filled are left out, and processes that have ended.
-    """
-
-    def __init__(self, text: str, ranges: Callable[[int], Sequence[Range]]) -> None:
-        """`ranges` gives the lazy pages of a PID. ValueError for a log that does not start at the beginning."""
-        self.pieces: dict[str, Layout] = {}
-        self._copy = ("", 0, 0)  # what the daemon was about to fill: done if it has said anything else after that
-        seen = 0
-        for line in _LINE.finditer(text):
-            if line["taken"]:
-                self._copy = ("", 0, 0)
-            elif line["pid"]:
-                self.pieces[f"{line['pid']}-{line['fd']}"] = Layout(ranges(int(line["pid"])))
-            elif line["who"] in self.pieces:
-                self._apply(line)
-            else:
-                raise ValueError(f"the log of criu lazy-pages does not say where this comes from: {line[0]}")
-            seen = line.end()
-        if text.count("\n", seen) > 1:
-            self._filled()
-
-    def _filled(self) -> None:
-        key, start, size = self._copy
-        if key in self.pieces:
-            self.pieces[key].pieces.take(start, start + size)
-        self._copy = ("", 0, 0)
-
-    def _apply(self, line: re.Match[str]) -> None:
-        key = line["who"]
-        if line["copied"]:  # less than it was about to fill, or nothing
-            self._copy = (key, self._copy[1], max(0, int(line["copied"])))
-        self._filled()
-        layout = self.pieces[key]
-        if line["copy"]:
-            self._copy = (key, int(line["copy"], 16), int(line["length"]))
-        elif line["old"]:
-            layout.remap(int(line["old"], 16), int(line["new"], 16), int(line["moved"]))
-        elif line["how"]:
-            start = int(line["start"], 16)
-            (layout.unmap if line["how"] == "UNMAP" else layout.remove)(start, start + int(line["size"], 16))
-        elif line["settled"]:
-            layout.settle()
-        elif line["child"]:
-            self.pieces[f"{key.split('-')[0]}-{line['child']}"] = layout.inherited()
-        elif line["end"]:
-            del self.pieces[key]
+_LOOKS = 4  # processes that are looked at after a fork, whether they have ended
 
 
 @dataclass
@@ -111,20 +43,33 @@ class Task:
 
 @dataclass
 class Filled:
-    """Counts of pages: filled, found there, zeros given for what is not lazy, in memory that is gone; `forks` met."""
+    """Counts of pages: filled by others before, filled, found there, zeros given for what is not lazy, in memory that
+    is gone, in memory that its process has given up (of processes that have ended); `forks` met."""
 
+    pages_before: int = 0
     pages_copied: int = 0
     pages_there: int = 0
     pages_zero: int = 0
     pages_gone: int = 0
+    pages_given_up: int = 0
     forks: int = 0
     seconds: float = 0.0
+
+
+class Keeper(Protocol):
+    """Who keeps the userfaultfds open, in this process and elsewhere."""
+
+    def shelve(self, parent: str, key: str, fd: int) -> None:
+        """A new process's, by the keys of Replay. OSError: it is to be given again."""
+
+    def let_go(self, key: str) -> None:
+        """Its process has ended: close it."""
 
 
 class Filler:
     """Does what `criu lazy-pages` would have done; the daemon must be dead, as only one can read the events.
 
-    One thread. `fds` grows with every fork and belongs to the caller, who closes them at the end: until then threads
+    One thread. `fds` grows with every fork and belongs to the keeper, who closes them at the end: until then threads
     that touch other untouched memory wait, and so does mremap(2), munmap(2), madvise(2) or fork(2).
     """
 
@@ -134,44 +79,69 @@ class Filler:
         replay: Replay,
         fds: Mapping[str, int],
         say: Callable[[str], None],
-        on_fork: Callable[[str, int], None],
+        keeper: Keeper,
         journal: Callable[[str], None],
     ) -> None:
         """`fds` has the userfaultfds by the keys of Replay; one of a process that has ended is left alone.
 
-        `on_fork` gets key and userfaultfd of each new process at once. `journal` gets a line for each event, which
-        has to be appended to the log: whoever takes over from this Filler replays both.
+        `journal` gets a line for each event, which has to be appended to the log: whoever takes over from this Filler
+        replays both.
         """
         self.fds = dict(fds)
-        self.filled = Filled()
+        self.filled = Filled(pages_before=replay.pages_brought, pages_given_up=replay.pages_gone)
+        self.pages_total, self.pages_inherited = replay.pages_total, replay.pages_inherited
+        self.lost: dict[str, int] = {}  # pages of processes whose userfaultfd nobody has: the kernel gave zeros
         self._store = store
         self._say = say
-        self._on_fork = on_fork
+        self._keeper = keeper
         self._journal = journal
         self._faulted = 0.0  # when a thread has last asked for a page
-        self._keys = set(replay.pieces) | set(fds)
+        self._keys = replay.known | set(fds)
+        self._unread: deque[tuple[Task, Event]] = deque()  # events that are not taken in yet
+        self._owed: deque[Callable[[], None]] = deque()  # what those that are taken in still ask for, in order
+        self._looked_at: deque[Task] = deque()
         self._poll = select.poll()
         if store.arrivals >= 0:
             self._poll.register(store.arrivals, select.POLLIN)
         self._tasks: dict[int, Task] = {}
         self._processes: Counter[int] = Counter()  # by the PID in the images; with a child, a page is needed twice
         self._queue: deque[Task] = deque()
-        for key, fd in fds.items():
-            if key in replay.pieces:
-                task = Task(key, Uffd(fd), replay.pieces[key])
-                for start, end in store.released(task.pid):
-                    task.layout.forget(start, end)
-                self._add(task)
+        for key, layout in replay.pieces.items():
+            for start, end in store.released(int(key.split("-")[0])):
+                self.filled.pages_before += layout.forget(start, end)
+            if key in fds:
+                self._add(Task(key, Uffd(fds[key]), layout))
+            elif layout.pages():
+                self.lost[key] = layout.pages()
+            else:
+                self.filled.pages_given_up += layout.given_up
 
     def _add(self, task: Task) -> None:
         self._queue.append(task)
+        self._looked_at.append(task)
         self._tasks[task.uffd.fd] = task
         self._processes[task.pid] += 1
         self._poll.register(task.uffd.fd, select.POLLIN)
 
     def left(self) -> int:
         """Pages that are still to be looked after."""
-        return sum(task.layout.pages() for task in self._tasks.values())
+        return sum(task.layout.pages() for task in list(self._tasks.values())) + sum(self.lost.values())
+
+    def counts(self) -> dict[str, int]:
+        """Pages to bring in all, those that came, and those that nobody needs any more."""
+        done = self.filled
+        given_up = sum(task.layout.given_up for task in list(self._tasks.values()))
+        return {
+            "pages_total": self.pages_total,
+            "pages_inherited": self.pages_inherited,
+            "pages_transferred": done.pages_before + done.pages_copied + done.pages_there,
+            "pages_gone": done.pages_gone + done.pages_given_up + given_up,
+        }
+
+    def complete(self) -> bool:
+        """Whether every page has come, or is gone, one by one."""
+        found = self.counts()
+        return not self.left() and found["pages_total"] == found["pages_transferred"] + found["pages_gone"]
 
     def fill_soon(self, soon: Iterable[tuple[int, int, int]]) -> None:
         """Fill what of these ranges (PID, start, end) is here, while the processes do not run yet: that saves a hundred
@@ -191,15 +161,16 @@ class Filler:
         Raises what the store raises, and OSError where the kernel refuses (ENOMEM: no memory for a page).
         """
         began = time.monotonic()
-        self._journal(TAKEN_OVER)
         self._say(f"filling {self.left()} pages of {len(self._tasks)} processes")
         try:
+            self._catch_up()
+            self._note(TAKEN_OVER)
             for task in self._tasks.values():
                 task.uffd.wake_all()  # a fault that the daemon had read would never be answered
             wait = 0
             while self._queue:
                 self._listen(wait)
-                waits = [self._answer(task) for task in self._tasks.values() if task.waiting]
+                waits = [self._answer(task) for task in list(self._tasks.values()) if task.waiting]
                 wait = min([self._background(), *waits])
         finally:
             self.filled.seconds += time.monotonic() - began
@@ -212,11 +183,38 @@ class Filler:
                 os.read(fd, 1 << 16)
                 continue
             for _turn in range(_READS):
-                events = self._tasks[fd].uffd.events()
-                for event in events:
-                    self._take(self._tasks[fd], event)
+                events = self._tasks[fd].uffd.events() if fd in self._tasks else []
+                self._unread.extend((self._tasks[fd], event) for event in events)
+                self._catch_up()
                 if not events:
                     break
+
+    def _catch_up(self) -> None:
+        """Take in what has been read. After an error the rest of it is still there, and comes first the next time."""
+        self._pay()
+        forks = self.filled.forks
+        while self._unread:
+            self._take(*self._unread.popleft())
+        if self.filled.forks > forks:
+            self._bury()
+
+    def _bury(self) -> None:
+        """Nothing tells of a process that has ended: some are looked at whenever there are more of them."""
+        for _turn in range(min(_LOOKS, len(self._looked_at))):
+            task = self._looked_at.popleft()
+            if self._tasks.get(task.uffd.fd) is task:
+                self._looked_at.append(task)
+                if task.uffd.ended():
+                    self._ended(task)
+
+    def _note(self, line: str) -> None:
+        self._owed.append(partial(self._journal, line))
+        self._pay()
+
+    def _pay(self) -> None:
+        while self._owed:
+            self._owed[0]()
+            self._owed.popleft()
 
     def _take(self, task: Task, event: Event) -> None:
         if isinstance(event, Fault):
@@ -226,15 +224,15 @@ class Filler:
             self._forked(task, event.fd)
         elif isinstance(event, Remap):
             task.layout.remap(*event)
-            self._journal(f"uffd: {task.key}: REMAP: {event.start:x} -> {event.to:x} ({event.length})")
+            self._note(f"uffd: {task.key}: REMAP: {event.start:x} -> {event.to:x} ({event.length})")
         elif isinstance(event, Unmap):
             task.layout.unmap(*event)
-            self._journal(f"uffd: {task.key}: UNMAP: {event.start:x}({event.end - event.start:x})")
+            self._note(f"uffd: {task.key}: UNMAP: {event.start:x}({event.end - event.start:x})")
         else:
             # criu also takes the memory out of the userfaultfd. That splits the area, and a later mremap(2) of
             # all of it fails; here faults in it get zeros instead.
             task.layout.remove(*event)
-            self._journal(f"uffd: {task.key}: REMOVE: {event.start:x}({event.end - event.start:x})")
+            self._note(f"uffd: {task.key}: REMOVE: {event.start:x}({event.end - event.start:x})")
 
     def _settled(self, task: Task) -> bool:
         """Whether it is known where everything lies."""
@@ -242,7 +240,7 @@ class Filler:
             if task.uffd.busy():
                 return False
             task.layout.settle()
-            self._journal(f"uffd: {task.key}: SETTLED")
+            self._note(f"uffd: {task.key}: SETTLED")
         return True
 
     def _forked(self, task: Task, fd: int) -> None:
@@ -252,11 +250,14 @@ class Filler:
         key = f"{task.pid}-{number}"
         self._keys.add(key)
         self.fds[key] = fd
-        self._journal(f"uffd: {task.key}: FORK: child with ufd={number}")
-        self._on_fork(key, fd)
-        self._add(Task(key, Uffd(fd), task.layout.inherited()))
+        child = Task(key, Uffd(fd), task.layout.inherited())
+        self.pages_total += child.layout.pages()
+        self.pages_inherited += child.layout.pages()
+        self._add(child)
         self.filled.forks += 1
         self._say(f"process {task.key} has forked {key}")
+        self._owed.append(partial(self._keeper.shelve, task.key, key, fd))
+        self._note(fork_line(task.key, key))
 
     def _answer(self, task: Task) -> int:
         """Fill the pages that threads wait for, as far as they are here; milliseconds until it is worth a new try."""
@@ -317,8 +318,9 @@ class Filler:
         """Fill the first pages of a piece; False when events have to be read first, or the process has ended."""
         start, _end, image = piece
         data = self._store.read(task.pid, image, pages)
+        alone = self._processes[task.pid] == 1
         size = len(data)
-        at, most, doubt = 0, size, False
+        at, most, doubt, why = 0, size, False, 0
         try:
             while at < size:
                 done = task.uffd.copy(start + at, data, at, min(most, size - at))
@@ -337,22 +339,28 @@ class Filler:
                 elif done.error == errno.ENOENT:
                     self.filled.pages_gone += 1
                     at, doubt = at + PAGE, False
-                elif done.error == errno.EAGAIN:
-                    return False
-                elif done.error == errno.ESRCH:
-                    self._ended(task)
-                    return False
+                elif done.error in (errno.EAGAIN, errno.ESRCH):
+                    why = done.error
+                    break
                 else:
                     raise OSError(done.error, f"UFFDIO_COPY at {start + at:#x} of process {task.key}")
         finally:
             task.layout.pieces.take(start, start + at)
-            if at and self._processes[task.pid] == 1:
+            if at and alone:
                 self._store.release(task.pid, image, at // PAGE)
-        return True
+        if why == errno.ESRCH:
+            self._ended(task)
+        return not why
 
     def _ended(self, task: Task) -> None:
         self._say(f"process {task.key} has ended, {task.layout.pages()} pages of it unfilled")
-        self._journal(f"uffd: {task.key}: EXIT")
         self.filled.pages_gone += task.layout.pages()
+        self.filled.pages_given_up += task.layout.given_up
         task.layout = Layout()
         task.waiting.clear()
+        self._processes[task.pid] -= 1
+        self._poll.unregister(task.uffd.fd)
+        del self._tasks[task.uffd.fd], self.fds[task.key]
+        task.uffd.fd = -1
+        self._keeper.let_go(task.key)
+        self._note(f"uffd: {task.key}: EXIT")

@@ -1,8 +1,4 @@
-"""Memory that comes after the restore: CRIU's lazy-pages daemon for the restore itself, then a fill of our own.
-
-Two hold a userfaultfd of the process: this guard, and a holder that does nothing else. Only when both are gone does
-the kernel let go of a page that nobody has brought, as zeros; so a killed guard leaves the process waiting, not dead.
-"""
+"""Memory that comes after the restore: CRIU's lazy-pages daemon for the restore itself, then a fill of our own."""
 
 from __future__ import annotations
 
@@ -11,27 +7,31 @@ import os
 import queue
 import re
 import socket
-import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent import futures
 from typing import Any
 
-from . import fill, lazy_file, lazy_proxy, proc, uffd
+from . import lazy_file, lazy_proxy, proc
 from .cli import Job, PageServer, failed
 from .errors import LinkLost, MigrationError
+from .fill import Filler
 from .guard import Guard
+from .holding import Holding
 from .lazy_store import RemoteStore
 from .lazymap import Range
+from .replay import Journal, Replay, fork_line
 from .secure import Secure
 from .store import ImageStore, Store
 
 JOB = "lazy-pages"
 _SMALL, _SOON = 8 << 20, 12 << 20  # bytes
 _PATIENCE = 0.05  # seconds that a process waits at most for pages that it has not asked for yet
-_SHELF = "shelf"  # in place of a key: the socket that userfaultfds of new processes are put into
+_AGAIN = 1.0  # seconds until a fill that has failed is tried again
+_PASSES = 5.0  # seconds of a stall that are not worth a word
+OLDER = "playbooks/resolve.yml -e fence=destination-is-dead lets the source's copy run, which is older."
 _PAGE_MAP = re.compile(r"pagemap-(\d+)\.img")
 _RECEIVED = re.compile(r"Received PID: (\d+), uffd: (\d+)")
 
@@ -57,26 +57,30 @@ class Filling:
         self.remote = remote
         self.store: Store | None = None
         self.links: queue.Queue[Secure] = queue.Queue()
+        self.link: Secure | None = None  # the newest
         self.done = threading.Event()
         self.ready = threading.Event()  # for that: what it needs at once is there
         self.running = threading.Event()  # the process is about to be let run
-        self.fds: dict[str, int] = {}  # "PID-descriptor of the daemon", as CRIU names it in its log
-        self.changed = threading.Lock()
+        self.known = threading.Event()  # whether all of it can be filled
+        self.dropped = threading.Event()
+        self.holding = Holding(guard)
         self.thread: threading.Thread | None = None
-        self.shelf: socket.socket | None = None
+        self.pids: list[int] = []
+        self.stalled: dict[str, Any] | None = None
+        self.stalled_at = 0  # pages that had come by then
         self.starting: futures.Future[None] | None = None
         self.local = ImageStore(guard.images)  # also keeps what the page maps say
         self.opening = threading.Lock()
-        self.filler: fill.Filler | None = None
-        self.total = 0
+        self.filler: Filler | None = None
         if guard.rec.data.get("filled"):
             self.done.set()
+            self.holding.close()  # the guard before may have been killed just then
 
     # --- before the process runs -------------------------------------------------------------------------------
 
     def expect(self) -> None:
         """The images are here: the daemon gets ready while the rest still comes."""
-        if self.starting is None and not self.fds:
+        if self.starting is None and not self.holding.fds:
             pids = [int(item.group(1)) for item in map(_PAGE_MAP.fullmatch, os.listdir(self.guard.images)) if item]
             self.starting = futures.Future()
             threading.Thread(target=self.start_for, args=(self.starting, pids), daemon=True).start()
@@ -153,6 +157,13 @@ class Filling:
         except (OSError, MigrationError) as error:  # it is gone; who waits for its end goes on from there
             self.guard.say(f"{JOB} hung up: {error}")
 
+    def connect(self, link: Secure) -> None:
+        """The source dials again only where the last connection is dead, though this end may not have heard of it."""
+        old, self.link = self.link, link
+        if old is not None:
+            old.hang_up()
+        self.links.put(link)
+
     def fetch(self, store: RemoteStore) -> None:
         """Everything that is missing, over one link of the source after another."""
         while not store.complete.is_set():
@@ -163,8 +174,8 @@ class Filling:
                 self.guard.say(f"pages: {error}; {store.left()} left, waiting for the source")
             except MigrationError as error:
                 self.guard.say(error.text())
-                self.guard.rec.note(stalled={**error.as_dict(), "since": time.time()})
-                time.sleep(1.0)  # the source dials again at once, and this may last
+                self.stall(error)
+                time.sleep(_AGAIN)  # the source dials again at once, and this may last
             finally:
                 link.close()
 
@@ -177,64 +188,14 @@ class Filling:
         wanted = {f"{pid}-{number}" for pid, number in _RECEIVED.findall(self.log())}
         if job is None:
             raise MigrationError("criu lazy-pages was never started.", "Run the migration again.")
-        with self.changed:
-            self.take(wanted - self.fds.keys(), job)
-        if wanted <= self.fds.keys() or len(proc.tree(job.shell.pid)) > 1:
-            return  # a living daemon closes the descriptors of a process that is filled
+        self.holding.take(wanted - self.holding.fds.keys(), proc.children(job.shell.pid))
+        if wanted <= self.holding.fds.keys() or len(proc.tree(job.shell.pid)) > 1:
+            return  # a living daemon closes the descriptors of a process that is filled; `lost` looks whether it had
         result = job.wait(1.0)
         if result is None or result.rc:
             raise MigrationError(
                 "criu lazy-pages died before the restored copy could be secured.", "See criu-lazy-pages.log there."
             )
-
-    def take(self, keys: Iterable[str], job: Job) -> None:
-        """Duplicates of descriptors of the daemon's; it may have closed one, when that process is filled."""
-        found: dict[str, int] = {}
-        for daemon in proc.children(job.shell.pid):
-            for key in keys:
-                try:
-                    found[key] = uffd.duplicate(daemon, int(key.split("-")[1]))
-                except OSError as error:
-                    self.guard.say(f"userfaultfd {key}: {error}")
-        self.keep(found)
-
-    def keep(self, fds: Mapping[str, int]) -> None:
-        """Keep them here and in a holder, which outlives this guard."""
-        if not fds:
-            return
-        self.fds.update(fds)
-        self.shelf, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with far, open(os.devnull, "r+b") as null:
-            held = {**fds, _SHELF: far.fileno()}
-            child = subprocess.Popen(
-                ["sleep", "infinity"], stdin=null, stdout=null, stderr=null, pass_fds=tuple(held.values()), cwd="/",
-                start_new_session=True,
-            )  # fmt: skip
-        seen = proc.stat(child.pid)
-        start = seen[2] if seen else -1
-        holders = [{"key": key, "fd": fd, "pid": child.pid, "start": start} for key, fd in held.items()]
-        self.guard.rec.note(holders=[*self.guard.rec.data.get("holders", []), *holders])
-
-    def shelve(self, key: str, fd: int) -> None:
-        """Keep that of a new process at once: to start a holder takes so long that a guard may be killed meanwhile.
-
-        What lies unread in a socket is open as long as somebody, here a holder, has the end that could read it.
-        """
-        self.fds[key] = fd
-        if self.shelf is not None:
-            socket.send_fds(self.shelf, [key.encode()], [fd])
-
-    def take_from_shelf(self, far: int) -> dict[str, int]:
-        found: dict[str, int] = {}
-        with socket.socket(fileno=far) as shelf:
-            shelf.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    key, fds, _flags, _address = socket.recv_fds(shelf, 64, 1)
-                    if not fds:
-                        break
-                    found[key.decode()] = fds[0]
-        return found
 
     # --- while it runs -----------------------------------------------------------------------------------------
 
@@ -244,12 +205,17 @@ class Filling:
         self.thread.start()
 
     def fill(self) -> None:
-        try:
-            self.take_over()
-        except Exception as error:  # the process waits for its pages: whatever it is, it has to be told
-            self.guard.say(traceback.format_exc())
-            problem = MigrationError(f"Pages are missing: {error!r}", "See guard.log of the destination.")
-            self.guard.rec.note(stalled={**problem.as_dict(), "since": time.time()})
+        """Until it is done. What stops it may pass: no memory, no room for the log, too many open files."""
+        while not self.dropped.is_set():
+            try:
+                self.take_over()
+                return
+            except Exception as error:  # the process waits for its pages: whatever it is, it has to be told
+                if self.dropped.is_set():
+                    return
+                self.guard.say(traceback.format_exc())
+                self.stall(MigrationError(f"Pages are missing: {error!r}", "See guard.log of the destination."))
+            self.dropped.wait(_AGAIN)
 
     def take_over(self) -> None:
         """Bring every page that is not there yet. CRIU's daemon was needed for the restore only.
@@ -257,44 +223,61 @@ class Filling:
         It takes memory that the process gives up out of the userfaultfd; that splits the area, a later mremap(2) of all
         of it fails, and programs that do not expect that die.
         """
+        filler = self.filler or self.open_filler()
+        if not self.running.is_set():
+            filler.fill_soon(wanted_soon((pid, item) for pid in self.pids for item in self.local.ranges(pid)))
+        self.ready.set()
+        # The rest would take processor time from what leads to the commit.
+        self.running.wait()
+        filler.run()
+        if self.dropped.is_set():
+            return
+        if filler.complete():
+            self.finish(filler.counts())
+        else:
+            self.holding.close()  # what could be filled is whole, and needs nobody any more
+            self.stall(MigrationError(f"The copy on the destination {self.lost() or 'lacks pages'}.", OLDER))
+
+    def open_filler(self) -> Filler:
         job = self.job()
         if job is not None:
             job.kill()
-        replay = fill.Replay(self.log(), self.local.ranges)
-        pids = sorted({int(key.split("-")[0]) for key in replay.pieces})
-        total = sum(item.end - item.start for pid in pids for item in self.local.ranges(pid)) // uffd.PAGE
-        store = self.open_store(pids)
-        with open(self.guard.log_path(f"criu-{JOB}.log"), "a", encoding="utf-8", buffering=1) as log:
-            # The daemon may have died within a line, or between a line and what that says: nothing after it counts as
-            # its own, or a page that it never brought would be taken for there.
-            log.write(f"\n{fill.TAKEN_OVER}\n")
+        replay = Replay(self.log(), self.local.ranges)
+        self.pids = sorted({int(key.split("-")[0]) for key in replay.pieces})
+        store = self.open_store(self.pids)
+        journal = Journal(self.guard.log_path(f"criu-{JOB}.log"))
+        try:
+            for key, parent in self.holding.parents.items():
+                if replay.adopt(parent, key):
+                    journal(fork_line(parent, key))
+            self.filler = Filler(store, replay, self.holding.fds, self.guard.say, self.holding, journal)
+        except BaseException:
+            journal.close()
+            raise
+        self.known.set()
+        return self.filler
 
-            def journal(line: str) -> None:
-                log.write(line + "\n")
+    def lost(self) -> str:
+        """Why the copy cannot become whole; '' where it can. Soon known, and always before it may run."""
+        if self.thread is None or self.done.is_set():
+            return ""
+        if not self.known.wait(self.guard.limits["connect"]) or self.filler is None:
+            return "cannot be filled"
+        lost = self.filler.lost
+        return f"has lost {sum(lost.values())} pages of {', '.join(sorted(lost))}" if lost else ""
 
-            self.total = total
-            self.filler = fill.Filler(store, replay, self.fds, self.guard.say, self.shelve, journal)
-            if not self.running.is_set():
-                self.filler.fill_soon(wanted_soon((pid, item) for pid in pids for item in self.local.ranges(pid)))
-            self.ready.set()
-            # The rest would take processor time from what leads to the commit.
-            self.running.wait()
-            done = self.filler.run()
-        self.finish({"pages_total": total, "pages_transferred": max(0, total - done.pages_gone)})
+    def stall(self, error: MigrationError) -> None:
+        """Say so in the record, and since when nothing has come any more."""
+        came = self.filler.counts()["pages_transferred"] if self.filler else 0
+        if self.stalled is None or came != self.stalled_at:
+            self.stalled, self.stalled_at = {"since": time.time()}, came
+        self.stalled.update(error.as_dict())
+        with contextlib.suppress(OSError):  # a full disk may be what is the matter
+            self.guard.rec.note(stalled=self.stalled)
 
     def recover(self) -> None:
         """After a restart of this guard: the holders have the userfaultfds, the daemon's end of the link is gone."""
-        shelved: dict[str, int] = {}
-        for item in self.guard.rec.data.get("holders", []):
-            try:
-                fd = uffd.duplicate(int(item["pid"]), int(item["fd"]))
-                if item["key"] == _SHELF:
-                    shelved.update(self.take_from_shelf(fd))
-                else:
-                    self.fds[item["key"]] = fd
-            except OSError as error:
-                self.guard.say(f"userfaultfd {item['key']}: {error}")
-        self.keep(shelved or dict(self.fds))
+        self.holding.recover()
         self.watch()
         if self.guard.rec.state == "running":
             self.go()
@@ -311,43 +294,35 @@ class Filling:
         """Every page is there: let go of the process."""
         began = self.guard.rec.data["times"].get("restored", time.time())
         self.guard.rec.data["times"]["filled"] = time.time()
+        self.guard.rec.data.pop("stalled", None)
         self.guard.rec.note(filled={**counts, "seconds": time.time() - began})
-        self.release()
+        self.holding.close()
         self.guard.say(f"filled: {counts}")
         self.done.set()
-
-    def release(self) -> None:
-        with self.changed:
-            for fd in self.fds.values():
-                os.close(fd)
-            self.fds.clear()
-        proc.kill_tree(self.holders(), 5.0)
 
     def drop(self) -> None:
         """The copy is gone (undo): so is everything that was there for it."""
         self.forget()
+        self.dropped.set()
         if isinstance(self.store, RemoteStore):
             self.store.close()
         self.running.set()
         if self.thread is not None:
             self.thread.join(5.0)  # its processes are dead: it ends; a descriptor that it reads must not become another
-        self.release()
-
-    def holders(self) -> list[proc.Proc]:
-        if self.guard.rebooted():
-            return []
-        return [proc.Proc(int(item["pid"]), int(item["start"])) for item in self.guard.rec.data.get("holders", [])]
+        self.holding.close()
 
     def progress(self) -> dict[str, Any]:
-        """What the source asks for: is everything there, and how much is (null where nobody can know yet)."""
-        known = self.guard.rec.data.get("filled") or {}
-        if self.filler is not None and not known:
-            left = self.filler.left()
-            known = {"pages_total": self.total, "pages_transferred": self.total - left}
+        """What the source asks for: is everything there, how much is (null where nobody can know), what is wrong."""
+        found = dict(self.guard.rec.data.get("filled") or {})
+        if self.filler is not None and not found:
+            found = {**self.filler.counts()}
+            left, came = self.filler.left(), found["pages_transferred"]
             since = time.time() - self.guard.rec.data["times"].get("restored", time.time())
-            if left < self.total and since > 0:
-                known["seconds_left"] = left * since / (self.total - left)
-        return {"done": self.done.is_set(), **known}
+            if came and since > 0:
+                found["seconds_left"] = left * since / came
+            if self.stalled and came == self.stalled_at and time.time() - self.stalled["since"] > _PASSES:
+                found["stalled"] = self.stalled
+        return {"done": self.done.is_set(), **found}
 
     def job(self) -> Job | None:
         return self.guard.job(JOB)

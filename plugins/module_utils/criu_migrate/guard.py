@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import resource
 import shutil
 import signal
 import stat
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import lazy_file, limits, net, proc, record
+from . import lazy_file, limits, net, polling, proc, record
 from .cli import Criu, Job, Options, living
 from .errors import MigrationError
 from .files import image_sizes
@@ -120,7 +120,7 @@ class Guard:
                 job = self.start_job(name, argv(said), log, (*fds, said))
             finally:
                 os.close(said)
-            if not select.select([ready], [], [], limit)[0]:
+            if not polling.readable([ready], limit):
                 return job, None
             return job, bool(os.read(ready, 1))
         finally:
@@ -237,6 +237,8 @@ def work(run_id: str) -> int:
     from .destination import DestinationGuard
     from .source import SourceGuard
 
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each process that a workload forks meanwhile
     sys.setswitchinterval(0.0005)  # a thread that answers a page fault is not to wait 5 ms for one that moves bytes
     held = record.lock(run_id)
     for _ in range(50):  # whoever looks whether a guard lives holds the lock for a moment

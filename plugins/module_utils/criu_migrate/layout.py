@@ -26,6 +26,11 @@ class Piece(NamedTuple):
         return Piece(self.start + offset, self.end + offset, self.image)
 
 
+def count(pieces: Iterable[Piece]) -> int:
+    """Pages of all of them."""
+    return sum(piece.pages for piece in pieces)
+
+
 class Pieces:
     """Pieces without overlaps, in order of address."""
 
@@ -106,14 +111,14 @@ class Layout:
         self._wiped = [(item.start, item.end) for item in ranges if item.wiped]  # a child does not inherit these
         self._late: list[_Late] = []
         self._left: Counter[tuple[int, int]] = Counter()  # old places of moves that are to be heard of again
+        self.given_up = 0  # pages whose memory the process has given up or taken away
 
     @property
     def unsettled(self) -> bool:
         return bool(self._late)
 
     def pages(self) -> int:
-        late = [piece for item in self._late for piece in item.pieces]
-        return sum(piece.pages for piece in [*self.pieces, *late])
+        return count(self.pieces) + sum(count(item.pieces) for item in self._late)
 
     def remap(self, start: int, to: int, length: int) -> None:
         end, offset = start + length, to - start
@@ -127,7 +132,7 @@ class Layout:
         if self._left[start, end]:
             self._left[start, end] -= 1
             return
-        self.pieces.take(start, end)
+        self._give_up(self.pieces, start, end)
         self._areas.take(start, end)
         self._place()
 
@@ -136,24 +141,26 @@ class Layout:
         late = [item for item in self._late if item.start < end and start < item.end]
         for item in late:
             kept = Pieces(item.pieces)
-            kept.take(start, end)
+            self._give_up(kept, start, end)
             item.pieces[:] = kept
         if not late:
-            self.pieces.take(start, end)
+            self._give_up(self.pieces, start, end)
 
     def settle(self) -> None:
         """No event is outstanding: what lies where something has been moved to is not there any more."""
         for item in self._late:
-            self.pieces.take(item.start, item.end)
+            self._give_up(self.pieces, item.start, item.end)
             self._areas.take(item.start, item.end)
             self._put(item)
         self._late = []
 
-    def forget(self, low: int, high: int) -> None:
-        """Leave out what was between these addresses at dump time: it is there."""
+    def forget(self, low: int, high: int) -> int:
+        """Leave out what was between these addresses at dump time: it is there. How many pages that was."""
+        pages = 0
         for start, end, image in list(self.pieces):
             if image < high and low < image + end - start:
-                self.pieces.take(start + max(0, low - image), min(end, start + high - image))
+                pages += count(self.pieces.take(start + max(0, low - image), min(end, start + high - image)))
+        return pages
 
     def inherited(self) -> Layout:
         """What a child has of it after fork(2)."""
@@ -163,6 +170,9 @@ class Layout:
         child._wiped = self._wiped
         child._late = [item._replace(pieces=self._kept(item.pieces), areas=list(item.areas)) for item in self._late]
         return child
+
+    def _give_up(self, pieces: Pieces, start: int, end: int) -> None:
+        self.given_up += count(pieces.take(start, end))
 
     def _kept(self, pieces: Iterable[Piece]) -> list[Piece]:
         return [item for item in pieces if not any(low <= item.image < high for low, high in self._wiped)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import collections
 import json
 import os
-import select
 import threading
 import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable, NamedTuple
 
+from . import polling
 from .errors import LinkLost, MigrationError
 from .lazy_file import BAD, FLYING, GONE, MISSING, NOT_FLYING, ONLY_CAME, THERE, PageFile
 from .lazy_source import COMPLETE, FAILED, FRAME, GET, PAGE, PAGES, PIECE
@@ -236,7 +236,7 @@ class RemoteStore:
                 answers.take(buffer[:count])
                 continue
             watched: list[Any] = [link, self._wake]
-            ready = select.select(watched, [], [], None if self._flying or not self._ahead else GAP)[0]
+            ready = polling.readable(watched, None if self._flying or not self._ahead else GAP)
             if self._wake in ready:
                 os.read(self._wake, 1 << 16)
             if link in ready:

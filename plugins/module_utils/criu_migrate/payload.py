@@ -8,10 +8,10 @@ import io
 import zipfile
 
 NAMES = (
-    "calling", "cli", "destination", "errors", "files", "fill", "filling", "guard", "intake", "layout", "lazy_file",
-    "lazy_proxy", "lazy_source", "lazy_store", "lazy_window", "lazymap", "limits", "listening", "net", "output",
-    "page_images", "proc", "receiving", "record", "relay", "reserve", "secure", "serving", "sockets", "source",
-    "stats", "store", "sync", "tracing", "uffd", "wire",
+    "calling", "cli", "destination", "errors", "files", "fill", "filling", "guard", "holding", "intake", "layout",
+    "lazy_file", "lazy_proxy", "lazy_source", "lazy_store", "lazy_window", "lazymap", "limits", "listening", "net",
+    "output", "page_images", "polling", "proc", "receiving", "record", "relay", "replay", "reserve", "secure",
+    "serving", "sockets", "source", "stats", "store", "sync", "tracing", "uffd", "wire",
 )  # fmt: skip
 _MAIN = "import sys\nfrom criu_migrate.guard import main\nsys.exit(main(sys.argv))\n"
 # Ansible packs only modules that it sees imported; payload needs the text of every one of them.
@@ -24,6 +24,7 @@ from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by
     fill,
     filling,
     guard,
+    holding,
     intake,
     layout,
     lazy_file,
@@ -37,10 +38,12 @@ from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by
     net,
     output,
     page_images,
+    polling,
     proc,
     receiving,
     record,
     relay,
+    replay,
     reserve,
     secure,
     serving,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from . import polling
 from .errors import MigrationError
 
 CAP_SYS_RESOURCE = 24  # linux/capability.h
@@ -192,7 +192,7 @@ def wait_gone(procs: Iterable[Proc], limit: float) -> list[Proc]:
         except ProcessLookupError:
             continue
         try:
-            if proc.alive() and not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if proc.alive() and not polling.readable([fd], max(0.0, deadline - time.monotonic())):
                 left.append(proc)
         finally:
             os.close(fd)

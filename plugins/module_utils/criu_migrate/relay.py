@@ -7,7 +7,6 @@ port; so criu speaks plain to a socket pair on its own node, and the guards encr
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from . import limits, record, wire
+from . import limits, polling, record, wire
 from .errors import LinkLost, MigrationError
 from .secure import PIECE, Secure
 
@@ -40,7 +39,7 @@ def pump(link: Secure, source: int, sink: int) -> None:
             _write(sink, buffer[:count])
             continue  # TLS may hold more than the buffer took; the socket would not tell
         watched: list[Any] = [link, source]
-        ready = select.select(watched, [], [])[0]
+        ready = polling.readable(watched)
         if link in ready:
             link.take()
         if source in ready:

@@ -295,9 +295,10 @@ class SourceGuard(CallingGuard):
     def await_filled(self) -> None:
         """The copy here is the only whole one until every page of the other is there."""
         while self.lazy:
-            found = self.ask({"op": "filled"}, self.limits["fill"] + 10.0)
-            if found != self.rec.data.get("lazy"):
-                self.rec.note(lazy=found)
+            found = self.ask({"op": "filled"}, self.limits["fill"] + 10.0)  # which takes `stalled` out of the record
+            stalled = {"stalled": found.pop("stalled")} if "stalled" in found else {}
+            if stalled or found != self.rec.data.get("lazy"):
+                self.rec.note(lazy=found, **stalled)
             if found["done"]:
                 break
             if self.postcopy and self.rebooted() and self.ask({"op": "state"}, self.limits["connect"])["incomplete"]:

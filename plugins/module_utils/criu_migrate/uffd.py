@@ -15,7 +15,7 @@ from . import sockets
 PAGE = mmap.PAGESIZE  # bytes
 _LINK = "anon_inode:[userfaultfd]"
 # linux/userfaultfd.h, as asm-generic/ioctl.h numbers them (x86_64 and aarch64 alike).
-_WAKE, _COPY, _ZEROPAGE = 0x8010AA02, 0xC028AA03, 0xC020AA04
+_WAKE, _COPY, _ZEROPAGE, _CONTINUE = 0x8010AA02, 0xC028AA03, 0xC020AA04, 0xC020AA07
 _MESSAGE = struct.Struct("=B7xQQQ")
 _PAGEFAULT, _FORK, _REMAP, _REMOVE, _UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 _BATCH = 16  # messages read at once
@@ -101,7 +101,11 @@ def duplicate(pid: int, fd: int) -> int:
 
     OSError when the process or the descriptor is gone (ESRCH, EBADF) or the kernel forbids it (EPERM).
     """
-    return sockets.duplicate(pid, fd)
+    got = sockets.duplicate(pid, fd)
+    if os.readlink(f"/proc/self/fd/{got}") != _LINK:
+        os.close(got)
+        raise OSError(errno.EBADF, f"descriptor {fd} of process {pid} has become something else")
+    return got
 
 
 class Uffd:
@@ -147,6 +151,11 @@ class Uffd:
     def busy(self) -> bool:
         """Whether events are outstanding: unread, or about to come."""
         return self.zero(0, 0).error == errno.EAGAIN  # it says so before it looks at the arguments
+
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        # This does something only to memory that is shared and asks for it, which lazy memory never is.
+        return self._ioctl(_CONTINUE, _ZeroArgs(_LOWEST, PAGE, 0, 0)) == errno.ESRCH
 
     def wake(self, address: int, size: int = PAGE) -> int:
         """Let threads that wait there try again: each either goes on or sends a new Fault. Returns 0 or an errno."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, sys.argv[1])
-from criu_migrate import fill, lazy_proxy, proc, uffd  # type: ignore[import-not-found]
+from criu_migrate import fill, lazy_proxy, proc, replay, uffd  # type: ignore[import-not-found]
 from criu_migrate.cli import Criu, Job, Options, PageServer  # type: ignore[import-not-found]
 from criu_migrate.store import ImageStore  # type: ignore[import-not-found]
 
@@ -144,9 +144,9 @@ def main() -> None:
     brought = total - left(log, store)
     os.kill(pid, signal.SIGCONT)
     (WORK / "look").touch()
-    replay = fill.Replay(log.read_text(), store.ranges)
+    found = replay.Replay(log.read_text(), store.ranges)
     with log.open("a") as out:
-        filler = fill.Filler(store, replay, {key: copy}, lambda _text: None, lambda _key, _fd: None, out.write)
+        filler = fill.Filler(store, found, {key: copy}, lambda _text: None, None, out.write)  # it does not fork
         done = filler.run()
     os.close(copy)  # until then the kernel asks about memory that was never lazy, too
     seen = WORK / "seen"
@@ -157,8 +157,8 @@ def main() -> None:
 
 def left(log: Path, store: Any) -> int:
     """Pages that the daemon has not brought, by its log."""
-    replay = fill.Replay(log.read_text() + "\n\n", store.ranges)
-    return sum(layout.pages() for layout in replay.pieces.values())
+    found = replay.Replay(log.read_text() + "\n\n", store.ranges)
+    return sum(layout.pages() for layout in found.pieces.values())
 
 
 if __name__ == "__main__":
