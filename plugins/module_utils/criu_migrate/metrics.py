@@ -71,17 +71,27 @@ def transfer(params: Data, strategy: str, source: Data, destination: Data, stats
     dump = stats.get("dump") or {}
     pages = int(dump.get("pages_written", 0)) * PAGE
     size = int(source.get("bytes") or 0)
-    rsync = params.get("transfer") == "rsync"
+    images = "rsync" if params.get("transfer") == "rsync" else "link"
+    way = "link" if strategy == "postcopy" else "rsync" if images == "rsync" else "page_server"
+    encryption = "tls" if way == "rsync" else params.get("transfer_encryption")
     seconds = (
-        (source.get("rsync") or {}).get("seconds") if rsync else _difference(marks.get("sent"), marks.get("frozen"))
+        (source.get("rsync") or {}).get("seconds")
+        if way == "rsync"
+        else _difference(marks.get("sent"), marks.get("frozen"))
     )
     if strategy == "postcopy":  # pages go over the guards' link, whatever has taken the small images
-        pages = max(pages, int((destination.get("filled") or {}).get("pages_total") or 0) * PAGE)
+        filled = destination.get("filled") or {}
+        needed = int(filled.get("pages_total") or 0) - int(filled.get("pages_inherited") or 0)
+        pages = max(pages, needed * PAGE)
         seconds = _difference(marks.get("destination_filled"), marks.get("frozen"))
-    total = (size if rsync else pages + size) if dump else None
+    total = (size if way == "rsync" else pages + size) if dump else None
     return {
         "method": params.get("transfer"),
-        "encryption": params.get("transfer_encryption") if not rsync else "tls",
+        "encryption": encryption,
+        "channels": {
+            "pages": {"way": way, "encryption": encryption},
+            "images": {"way": images, "encryption": "tls"},  # of both ways, whatever is asked for pages
+        },
         "bytes": total,
         "seconds": seconds,
         "throughput": round(total / seconds, 1) if total is not None and seconds else None,
