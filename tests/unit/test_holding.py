@@ -243,7 +243,7 @@ def test_nobody_has_the_userfaultfd_any_more(node: Node, prey: Prey) -> None:
     made = begin(node, Images(prey))
     node.rec.data["holders"] = [{"key": KEY, "fd": 5, "pid": 2**22, "start": 1, "parent": ""}]
     made.recover()
-    assert made.lost() == f"has lost {COUNT} pages of {KEY}"
+    assert made.lost() == f"has lost {COUNT} pages of {KEY}" and made.damaged()
     made.go()
     assert made.thread is not None
     made.thread.join(10)
@@ -343,7 +343,7 @@ def test_a_fork_that_was_shelved_and_not_logged_is_known(node: Node, prey: Prey)
     made = begin(node, Images(prey), "".join(line + "\n" for line in lines))
     node.rec.state = "running"
     made.recover()
-    assert made.lost() == ""
+    assert made.lost() == "" and not made.damaged()
     wait_for(made.done.is_set)
     assert prey("look", prey.start, COUNT) == whole() == child("look", prey.start, COUNT)
     assert node.rec.data["filled"]["pages_inherited"] == COUNT

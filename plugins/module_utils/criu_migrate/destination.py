@@ -329,7 +329,7 @@ class DestinationGuard(ReceivingGuard):
             self.observe("after", self.procs())
 
     def on_undo(self, request: Answer) -> Answer:
-        if self.rec.state in ("running", "done") and not self.died_unseen():
+        if self.rec.state in ("running", "done") and not (self.died_unseen() or self.filling.damaged()):
             raise Refused("The copy on the destination runs already.", "The records decide: see playbooks/resolve.yml.")
         self.undo(str(request.get("why") or ""))
         return {"state": self.rec.state}

@@ -32,6 +32,7 @@ _PATIENCE = 0.05  # seconds that a process waits at most for pages that it has n
 _AGAIN = 1.0  # seconds until a fill that has failed is tried again
 _PASSES = 5.0  # seconds of a stall that are not worth a word
 OLDER = "playbooks/resolve.yml -e fence=destination-is-dead lets the source's copy run, which is older."
+_UNKNOWN = "cannot be filled yet"
 _PAGE_MAP = re.compile(r"pagemap-(\d+)\.img")
 _RECEIVED = re.compile(r"Received PID: (\d+), uffd: (\d+)")
 
@@ -262,9 +263,13 @@ class Filling:
         if self.thread is None or self.done.is_set():
             return ""
         if not self.known.wait(self.guard.limits["connect"]) or self.filler is None:
-            return "cannot be filled"
+            return _UNKNOWN
         lost = self.filler.lost
         return f"has lost {sum(lost.values())} pages of {', '.join(sorted(lost))}" if lost else ""
+
+    def damaged(self) -> bool:
+        """It certainly cannot."""
+        return self.lost() not in ("", _UNKNOWN)
 
     def stall(self, error: MigrationError) -> None:
         """Say so in the record, and since when nothing has come any more."""
