@@ -163,6 +163,7 @@ class Filler:
         began = time.monotonic()
         self._say(f"filling {self.left()} pages of {len(self._tasks)} processes")
         try:
+            self._bury(len(self._looked_at))
             self._catch_up()
             self._note(TAKEN_OVER)
             for task in self._tasks.values():
@@ -172,6 +173,7 @@ class Filler:
                 self._listen(wait)
                 waits = [self._answer(task) for task in list(self._tasks.values()) if task.waiting]
                 wait = min([self._background(), *waits])
+                self._pay()
         finally:
             self.filled.seconds += time.monotonic() - began
         self._say(f"filled: {self.filled}")
@@ -183,7 +185,7 @@ class Filler:
                 os.read(fd, 1 << 16)
                 continue
             for _turn in range(_READS):
-                events = self._tasks[fd].uffd.events() if fd in self._tasks else []
+                events = self._events(self._tasks[fd]) if fd in self._tasks else []
                 self._unread.extend((self._tasks[fd], event) for event in events)
                 self._catch_up()
                 if not events:
@@ -196,16 +198,27 @@ class Filler:
         while self._unread:
             self._take(*self._unread.popleft())
         if self.filled.forks > forks:
-            self._bury()
+            self._bury(_LOOKS)
 
-    def _bury(self) -> None:
-        """Nothing tells of a process that has ended: some are looked at whenever there are more of them."""
-        for _turn in range(min(_LOOKS, len(self._looked_at))):
+    def _events(self, task: Task) -> list[Event]:
+        try:
+            return task.uffd.events()
+        except OSError as error:  # a fork that finds no room for its userfaultfd is told of again
+            if error.errno != errno.EMFILE or not self._bury(len(self._looked_at)):
+                raise
+        return []
+
+    def _bury(self, looks: int) -> int:
+        """Nothing tells of a process that has ended: some are looked at whenever there are more; how many had."""
+        before = len(self._tasks)
+        asking = {task.uffd.fd for task, _event in self._unread}
+        for _turn in range(min(looks, len(self._looked_at))):
             task = self._looked_at.popleft()
             if self._tasks.get(task.uffd.fd) is task:
                 self._looked_at.append(task)
-                if task.uffd.ended():
+                if task.uffd.fd not in asking and task.uffd.ended():
                     self._ended(task)
+        return before - len(self._tasks)
 
     def _note(self, line: str) -> None:
         self._owed.append(partial(self._journal, line))
@@ -363,4 +376,4 @@ class Filler:
         del self._tasks[task.uffd.fd], self.fds[task.key]
         task.uffd.fd = -1
         self._keeper.let_go(task.key)
-        self._note(f"uffd: {task.key}: EXIT")
+        self._owed.append(partial(self._journal, f"uffd: {task.key}: EXIT"))

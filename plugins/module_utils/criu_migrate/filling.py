@@ -244,7 +244,7 @@ class Filling:
         if job is not None:
             job.kill()
         replay = Replay(self.log(), self.local.ranges)
-        self.pids = sorted({int(key.split("-")[0]) for key in replay.pieces})
+        self.pids = sorted({int(key.split("-")[0]) for key in replay.known})  # the same for each guard: so is its store
         store = self.open_store(self.pids)
         journal = Journal(self.guard.log_path(f"criu-{JOB}.log"))
         try:
