@@ -170,7 +170,7 @@ def test_the_guard_is_killed_with_so_many_pages_moved(big: Redis, lab: Lab, move
 
 
 def reached(came: int, missing: int, moved: int) -> bool:
-    return came >= moved if moved > 0 else 0 < came and missing <= -moved
+    return came >= moved if moved > 0 else came > 0 and missing <= -moved
 
 
 @pytest.mark.parametrize("moved", ["none", "half", "all but one"])
