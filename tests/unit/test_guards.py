@@ -14,29 +14,34 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.destinat
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError, Refused
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.filling import Filling
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.record import Record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Secure
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.source import SourceGuard
 
 
-class Guard(DestinationGuard):
-    """Takes one connection for pages."""
+class Plainly(DestinationGuard):
+    """Takes one connection for the pages of a post-copy."""
 
     def __init__(self) -> None:
         self.limits = {"connect": 5.0}
-        self.encrypted = False
+        self.encrypted, self.postcopy = False, True
         self.taken: list[tuple[int, int]] = []
+        self.filling = cast(Filling, SimpleNamespace(connect=self.connect))
 
     def say(self, text: str) -> None:
         raise AssertionError(text)
 
-    def take_plain(self, sock: socket.socket, token: str) -> None:
-        assert token == "t" * wire.TOKEN and sock.gettimeout() is None
+    def use_token(self, token: str) -> None:
+        assert token == "t" * wire.TOKEN
+
+    def connect(self, link: Secure) -> None:
+        assert link.sock.gettimeout() is None
         options = (socket.SO_KEEPALIVE, socket.SOL_SOCKET), (socket.TCP_USER_TIMEOUT, socket.IPPROTO_TCP)
-        self.taken += [(name, sock.getsockopt(level, name)) for name, level in options]
+        self.taken += [(name, link.sock.getsockopt(level, name)) for name, level in options]
 
 
 def test_a_dead_link_is_noticed_without_encryption_too() -> None:
     """Whoever waits for pages only reads: without keepalive it would never hear of the end."""
-    guard = Guard()
+    guard = Plainly()
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as dialled:
         dialled.sendall(wire.PAGE_MAGIC + b"t" * wire.TOKEN)
         with server.accept()[0] as sock:

@@ -157,6 +157,7 @@ class DestinationGuard(ReceivingGuard):
     def take_plain(self, sock: socket.socket, token: str) -> None:
         if self.postcopy:
             self.use_token(token)
+            wire.tune(sock, wire.SILENCE)  # criu's own connection in place of this one has no successor: it is patient
             self.filling.connect(Plain(sock))
         else:
             self.receive_pages(Plain(sock), token)

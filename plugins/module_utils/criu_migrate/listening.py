@@ -82,7 +82,6 @@ class ListeningGuard(Guard, abc.ABC):
         handed_over = False
         try:
             sock.settimeout(self.limits["connect"])
-            wire.tune(sock, wire.SILENCE)
             token = wire.read_preamble(sock)
             if token:
                 if self.encrypted:
@@ -91,6 +90,7 @@ class ListeningGuard(Guard, abc.ABC):
                 self.take_plain(sock, token)
                 handed_over = True
                 return
+            wire.tune(sock, wire.SILENCE)
             secure = Secure(sock, context, server=True)
             secure.settimeout(None)
             handed_over = self.converse(wire.Link(secure), secure)
