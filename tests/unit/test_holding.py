@@ -236,10 +236,12 @@ class Images(Memory):
         return super().read(pid, vaddr, pages)
 
 
-def begin(node: Node, images: Images, log: str = "") -> filling.Filling:
-    """A guard's fill after the restore, the daemon being dead."""
-    Path(node.log_path("criu-lazy-pages.log")).write_text(f"(00.1) uffd: Received PID: {PID}, uffd: 5\n{log}")
-    made = filling.Filling(cast(Guard, node), remote=False)
+def begin(node: Node, images: Images, log: str | None = "", remote: bool = False) -> filling.Filling:
+    """A guard's fill after the restore, the daemon being dead; without `log` it is as it was left."""
+    if log is not None:
+        text = f"(00.1) uffd: Received PID: {PID}, uffd: 5\n{log}"
+        Path(node.log_path("criu-lazy-pages.log")).write_text(text)
+    made = filling.Filling(cast(Guard, node), remote=remote)
     made.local = cast(ImageStore, images)
     return made
 
