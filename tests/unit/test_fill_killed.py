@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -141,5 +141,5 @@ def test_killed_with_exactly_so_many_pages_moved(node: Node, prey: Prey, moved: 
     assert prey.answer() == [missing + 1]
     wait_for(made.done.is_set)
     assert prey("look", prey.start, COUNT) == whole()
-    filled = cast(Kept, node.rec).data["filled"]
+    filled = node.rec.data["filled"]
     assert (filled["pages_total"], filled["pages_transferred"], filled["pages_gone"]) == (COUNT, COUNT, 0)
