@@ -147,6 +147,29 @@ def test_a_holder_that_was_killed_is_replaced(node: Node, prey: Prey) -> None:
     leave(again)
 
 
+class Killed(BaseException):
+    """The guard, at this place."""
+
+
+def test_a_holder_that_was_never_written_down_does_not_stay(node: Node, prey: Prey) -> None:
+    """The process would wait for ever at its next munmap(2): nobody reads what that says."""
+    holding = node.holding()
+
+    def note(**_more: Any) -> None:
+        raise Killed
+
+    node.rec.note, kept = note, node.rec.note  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        holding.keep({KEY: os.dup(prey.fd)})
+    node.rec.note = kept  # type: ignore[method-assign]
+    os.close(prey.fd)
+    leave(holding)
+    prey.ask("munmap", prey.start, PAGE)
+    assert prey.answer_within(0.1) is None and len(node.holders()) == 1
+    node.holding().close()
+    assert prey.answer() == 0 and not node.holders()
+
+
 def test_what_has_become_another_file_is_not_taken_for_a_userfaultfd(node: Node) -> None:
     with open(os.devnull) as null:
         node.holding().take([f"{PID}-{null.fileno()}"], [os.getpid()])

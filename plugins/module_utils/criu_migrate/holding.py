@@ -62,7 +62,7 @@ class Holding:
                 held = {**fds, _SHELF: far.fileno()}
                 child = subprocess.Popen(
                     ["sleep", "infinity"], stdin=null, stdout=null, stderr=null, pass_fds=tuple(held.values()),
-                    cwd="/", start_new_session=True,
+                    cwd=self.guard.folder, start_new_session=True,
                 )  # fmt: skip
             seen = proc.stat(child.pid)
             start = seen[2] if seen else -1
@@ -73,7 +73,7 @@ class Holding:
             try:
                 self.guard.rec.note(holders=[*self.guard.rec.data.get("holders", []), *holders])
             except OSError:
-                child.kill()  # nobody would find it
+                child.kill()  # nobody would look into it
                 child.wait()
                 near.close()
                 raise
@@ -155,7 +155,16 @@ class Holding:
         proc.kill_tree(self.holders(), 5.0)
 
     def holders(self) -> list[proc.Proc]:
-        if self.guard.rebooted():
-            return []
-        known = {(int(item["pid"]), int(item["start"])) for item in self.guard.rec.data.get("holders", [])}
-        return [proc.Proc(*item) for item in sorted(known)]
+        """By the directory that they work in: a guard may have been killed before it could write one down, and then a
+        process would wait for ever for somebody to read its events."""
+        folder = os.path.realpath(self.guard.folder)
+        found: list[proc.Proc] = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # gone, or a kernel's thread
+                if os.readlink(f"/proc/{entry}/cwd") != folder:
+                    continue
+                with open(f"/proc/{entry}/comm", encoding="ascii", errors="replace") as name:
+                    seen = proc.stat(int(entry)) if name.read() == "sleep\n" else None
+                if seen and seen[0] not in "ZX":
+                    found.append(proc.Proc(int(entry), seen[2]))
+        return found
