@@ -54,7 +54,8 @@ class Holds(DestinationGuard):
 
     def __init__(self, state: str, lost: str) -> None:
         data: dict[str, Any] = {"state": state, "times": {}}
-        self.rec = cast(Record, SimpleNamespace(state=state, data=data))
+        self.rec = cast(Record, SimpleNamespace(state=state, final=False, data=data))
+        self.config = {"strategy": "full"}
         self.filling = cast(Filling, SimpleNamespace(lost=lambda: lost, damaged=lambda: bool(lost)))
         self.undone: list[str] = []
 
@@ -73,8 +74,9 @@ def test_a_copy_that_has_lost_memory_is_undone_before_it_runs_and_stands_still_a
     with pytest.raises(Refused, match="has lost 3 pages"):
         holds.on_commit({})
     assert holds.undone == ["The stopped copy has lost 3 pages of 7-5."]
-    with pytest.raises(MigrationError, match="is dead"):
-        holds.fence()
+    holds = Holds("restored", "has lost 3 pages of 7-5")
+    holds.obey_fence()
+    assert len(holds.undone) == 1, "a person's word makes it no more whole"
     holds = Holds("running", "has lost 3 pages of 7-5")
     with pytest.raises(MigrationError, match="has lost 3 pages") as caught:
         holds.on_commit({})
