@@ -99,13 +99,7 @@ def never_began(rec: record.Record) -> bool:
 
 def alive(run_id: str) -> bool:
     """A guard of this run holds the run's lock."""
-    if not os.path.isdir(record.run_dir(run_id)):
-        return False
-    held = record.lock(run_id)
-    if held is None:
-        return True
-    os.close(held)
-    return False
+    return record.locked(run_id)
 
 
 def start(run_id: str, python: str) -> bool:
@@ -186,7 +180,7 @@ def watch(run_id: str, python: str, limit: float, until_filling: bool = False) -
     Returns the record and how often the guard had to be started again. Returns a record that is not final
     when `limit` seconds have passed, or, with `until_filling`, once only memory is still to come.
     """
-    held = None if load(run_id).final else record.lock(run_id, WATCHED)
+    held = None if load(run_id).final else record.lock(run_id, WATCHED, guard.LOOKS)
     try:
         return _watch(run_id, python, limit, until_filling)
     finally:
@@ -196,12 +190,7 @@ def watch(run_id: str, python: str, limit: float, until_filling: bool = False) -
 
 def watched(run_id: str) -> bool:
     """A play that still has to collect this run is watching it here."""
-    if not os.path.exists(os.path.join(record.run_dir(run_id), WATCHED)):
-        return False
-    held = record.lock(run_id, WATCHED)
-    if held is not None:
-        os.close(held)
-    return held is None
+    return record.locked(run_id, WATCHED)
 
 
 def _watch(run_id: str, python: str, limit: float, until_filling: bool) -> tuple[record.Record, int]:
@@ -315,11 +304,8 @@ def _take_over(run_id: str) -> int:
         running = proc.Proc(int(data["pid"]), int(data["start"]))
         running.kill(signal.SIGTERM)
         proc.wait_gone([running], 5.0)
-    held = record.lock(run_id)
-    deadline = time.monotonic() + 5.0
-    while held is None and time.monotonic() < deadline:
-        time.sleep(0.01)  # a killed guard looks dead before the last of its threads has let go of the lock
-        held = record.lock(run_id)
+    # a killed guard looks dead before the last of its threads has let go of the lock
+    held = record.lock(run_id, patience=5.0)
     if held is None:
         raise MigrationError("The guard on this node does not end.", "Kill it, then try again.")
     return held

@@ -20,6 +20,7 @@ from .errors import MigrationError
 from .files import image_sizes
 
 RESTARTS = 20  # of one guard that is killed again and again
+LOOKS = 0.5  # seconds for which others may look whether a guard lives
 
 
 class Guard:
@@ -240,12 +241,7 @@ def work(run_id: str) -> int:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each process that a workload forks meanwhile
     sys.setswitchinterval(0.0005)  # a thread that answers a page fault is not to wait 5 ms for one that moves bytes
-    held = record.lock(run_id)
-    for _ in range(50):  # whoever looks whether a guard lives holds the lock for a moment
-        if held is None:
-            time.sleep(0.01)
-            held = record.lock(run_id)
-    if held is None:
+    if record.lock(run_id, patience=LOOKS) is None:
         return 3
     rec = record.Record.load(run_id)
     if rec is None or not os.path.exists(os.path.join(record.run_dir(run_id), "config.json")):

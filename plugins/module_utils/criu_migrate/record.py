@@ -122,12 +122,34 @@ class Record:
             self.data.update(more)
 
 
-def lock(run_id: str, name: str = "lock") -> int | None:
-    """Take the run's guard lock; None when another guard of this run lives. Held until the process ends."""
+def lock(run_id: str, name: str = "lock", patience: float = 0.0) -> int | None:
+    """Take the run's guard lock; None when another guard of this run lives. Held until the process ends.
+
+    `patience` (seconds) outlasts those who only look (`locked`) and hold it for a moment.
+    """
     fd = os.open(os.path.join(run_dir(run_id), name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                return None
+            time.sleep(0.01)
+
+
+def locked(run_id: str, name: str = "lock") -> bool:
+    """Whether somebody holds that lock. Two who look do not take each other for one who does."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fd = os.open(os.path.join(run_dir(run_id), name), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
     except BlockingIOError:
+        return True
+    finally:
         os.close(fd)
-        return None
-    return fd
