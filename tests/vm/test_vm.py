@@ -40,10 +40,12 @@ def clock_ahead(node: Node) -> tuple[float, float]:
 
 
 def check_corrected(metrics: dict[str, Any]) -> None:
-    """Held against marks of the source alone: its clock says no more than when it committed and when it knew the copy
-    to run. With the other clock taken at its word, or corrected the wrong way, all of these are off by its offset."""
+    """Held against the source's clock alone: it committed before the copy was thawed, and was told of that afterwards.
+
+    With the other clock taken at its word, or corrected the wrong way, all of these would be off by its offset.
+    """
     marks, downtime = metrics["marks"], metrics["downtime"]
-    least, most = marks["committed"] - marks["stopping"], marks["done"] - marks["stopping"]
+    least, most = marks["committed"] - marks["stopping"], marks["acknowledged"] - marks["stopping"]
     assert most - least < CLOCK_OFFSET, f"too slow a machine to tell: {marks}"
     slack = 2 * downtime["usual_gap"] + 0.2
     for name in ("frozen", "service", "witness"):
