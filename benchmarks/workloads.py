@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -89,6 +90,7 @@ class Record:
         """Go on with what `folder` has."""
         self.path = folder / "moves.jsonl"
         self.moves = read(self.path)
+        self.path.write_text("".join(json.dumps(move) + "\n" for move in self.moves), encoding="utf-8")
 
     def add(self, move: Move, left: int) -> None:
         """Keep a move and tell of it."""
@@ -121,7 +123,7 @@ def move_about(mover: Mover, record: Record, workload: str, rounds: int, until: 
             mover.end(traveller)
 
 
-def run(options: argparse.Namespace, folder: Path) -> list[Move]:
+def run(options: argparse.Namespace, folder: Path) -> None:
     """All workloads one after the other, each with its share of the time that is left."""
     record = Record(folder)
     began = time.monotonic()
@@ -133,7 +135,6 @@ def run(options: argparse.Namespace, folder: Path) -> list[Move]:
                 left = began + options.minutes * 60 - time.monotonic()
                 until = time.monotonic() + left / (len(options.workloads) - place)
             move_about(mover, record, workload, options.rounds, until)
-    return record.moves
 
 
 def main() -> int:
@@ -144,10 +145,15 @@ def main() -> int:
         return 2
     folder = (options.output or Path("results") / time.strftime("workloads_%Y%m%d_%H%M%S")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    moves = read(folder / "moves.jsonl") if options.table else run(options, folder)
-    tables = moves_table.markdown(moves)
-    (folder / "table.md").write_text(tables, encoding="utf-8")
-    print(f"{tables}\nFigures: {folder}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workload is ended and the tables are made
+    try:
+        if not options.table:
+            run(options, folder)
+    finally:
+        moves = read(folder / "moves.jsonl")
+        tables = moves_table.markdown(moves)
+        (folder / "table.md").write_text(tables, encoding="utf-8")
+        print(f"{tables}\nFigures: {folder}")
     return 0 if moves and all(map(good, moves)) else 1
 
 

@@ -38,6 +38,8 @@ def test_a_line_that_broke_off_is_left_out(tmp_path: Path) -> None:
     assert workloads.read(path) == []
     path.write_text(json.dumps(move()) + "\n" + json.dumps(move())[:20], encoding="utf-8")
     assert workloads.read(path) == [move()]
+    workloads.Record(tmp_path).add(move("memory"), 0)
+    assert workloads.read(path) == [move(), move("memory")]
 
 
 def test_the_way_back_swaps_the_nodes(tmp_path: Path) -> None:
