@@ -11,6 +11,8 @@ from .report import spread
 # column, key, unit's divisor, digits
 MEASURES = (("service's downtime, s", "service", 1.0, 2), ("total, s", "total", 1.0, 1), ("MB", "bytes", 1e6, 0))
 
+BEFORE = ("prepare", "begin", "preflight", "arm")  # phases in which the process has not been touched
+
 
 def cell(values: Sequence[float], digits: int) -> str:
     """Return the median, the quartiles, least and greatest of `values`, and their number where it is not said."""
@@ -23,6 +25,10 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 def _names(moves: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(move["workload"]) for move in moves))
+
+
+def _phase(move: dict[str, Any]) -> str:
+    return str((move.get("error") or {}).get("phase", ""))
 
 
 def figures(moves: Sequence[dict[str, Any]]) -> list[str]:
@@ -44,8 +50,9 @@ def figures(moves: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def outcomes(moves: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the lines of the second table: `lost` is every move that neither went well nor was rolled back."""
-    head = ("started", "moves", "out", "back", "migrated and verified", "rolled back", "lost", "longest usual gap, s")
+    """Return the lines of the second table. refused: before the process was touched; lost: whatever is left."""
+    head = ("started", "moves", "out", "back", "migrated and verified", "refused", "rolled back", "lost",
+            "longest usual gap, s")  # fmt: skip
     lines = [f"| workload | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for workload in _names(moves):
         mine = [move for move in moves if move["workload"] == workload]
@@ -54,8 +61,9 @@ def outcomes(moves: Sequence[dict[str, Any]]) -> list[str]:
         ways = [sum(move["direction"] == way for move in mine) for way in ("out", "back")]
         gaps = [move["usual_gap"] for move in well if move["usual_gap"] is not None]
         started = sum(move["variant"] == "first" for move in mine)
-        lost = len(mine) - len(well) - len(back)
-        counts = [started, len(mine), *ways, len(well), len(back), lost]
+        early = [move for move in mine if move["status"] == "failed" and _phase(move) in BEFORE]
+        lost = len(mine) - len(well) - len(early) - len(back)
+        counts = [started, len(mine), *ways, len(well), len(early), len(back), lost]
         lines.append(f"| {workload} | {' | '.join(map(str, counts))} | {f'{max(gaps):.2f}' if gaps else '-'} |")
     return lines
 

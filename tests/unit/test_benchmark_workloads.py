@@ -113,7 +113,8 @@ def test_the_tables() -> None:
         move(service=None),
         move(status="rolled_back", rc=2),
         move(status="failed", rc=2, usual_gap=5.0),
+        move(status="failed", rc=2, error={"phase": "preflight"}),
     ]
     text = moves_table.markdown(moves)
     assert "| redis | full | 3 | 2.00 (1.50-2.50; 1.00-3.00) of 2 | 9.0 (9.0-9.0; 9.0-9.0) | 2 (2-2; 2-2) |" in text
-    assert "| redis | 1 | 6 | 5 | 1 | 4 | 1 | 1 | 0.10 |" in text
+    assert "| redis | 1 | 7 | 6 | 1 | 4 | 1 | 1 | 1 | 0.10 |" in text
