@@ -201,7 +201,8 @@ def test_sqlite_that_opens_its_file_for_each_transaction(prepare: Prepare, lab: 
     assert migration.metrics()["status"] == "migrated", migration.output()
 
     def ask(question: str) -> str:
-        return lab.destination.run("sqlite3", f"{migration.working_dir}/db", question).strip()
+        words = ("sqlite3", "-cmd", ".timeout 5000", f"{migration.working_dir}/db", question)
+        return lab.destination.run(*words).strip()
 
     before = int(ask("SELECT max(number) FROM held"))
     assert before > 2
