@@ -30,7 +30,7 @@ WIPED = ("memory", "matmul", "ml_training", "dataproc")
 LOSE = Path(__file__).with_name("harness") / "lose.py"
 DO_AGAIN_SINCE_THE_MOVE = ("ml_training", "dataproc")
 # What the destination leaves beside the logs of every move
-STRATEGIES = {"full": "dest/criu-page-server.log", "postcopy": "dest/criu-lazy-pages.log"}
+STRATEGIES = {"full": {"dest/criu-page-server.log"}, "postcopy": {"dest/criu-lazy-pages.log"}}
 
 
 def move(migration: Migration) -> None:
@@ -68,7 +68,7 @@ def lose_a_page(migration: Migration, aftermath: Aftermath, node: Node) -> None:
     assert aftermath.proof(node)["verified"] is False
 
 
-def move_and_prove(prepare: Prepare, workload: str, log: str, **how: str) -> tuple[Migration, Aftermath]:
+def move_and_prove(prepare: Prepare, workload: str, logs: set[str], **how: str) -> tuple[Migration, Aftermath]:
     """Moved, proven, and every file of both nodes is there."""
     migration, aftermath = prepare(workload, **how, **SMALL[workload])
     move(migration)
@@ -76,7 +76,7 @@ def move_and_prove(prepare: Prepare, workload: str, log: str, **how: str) -> tup
     assert metrics["strategy"] == how["migration_strategy"]
     if workload in DO_AGAIN_SINCE_THE_MOVE:
         assert metrics["integrity"]["details"]["moved_at"] not in (None, [])
-    check_files(migration, MOVED | {log})
+    check_files(migration, MOVED | logs)
     aftermath.check("destination")
     return migration, aftermath
 
@@ -102,7 +102,7 @@ def test_a_proof_that_fails_is_no_success(prepare: Prepare, lab: Lab) -> None:
     metrics = migration.metrics()
     assert (metrics["status"], metrics["integrity"]["verified"]) == ("migrated", False)
     assert "MIGRATED, BUT NOT WHOLE" in migration.output()
-    folder = check_files(migration, MOVED | {STRATEGIES["full"]})
+    folder = check_files(migration, MOVED | STRATEGIES["full"])
     assert folder.name.endswith("_failed")
     aftermath.check("destination", verify=False)
 
@@ -110,7 +110,8 @@ def test_a_proof_that_fails_is_no_success(prepare: Prepare, lab: Lab) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("workload", SMALL)
 def test_workload_over_rsync(prepare: Prepare, workload: str) -> None:
-    move_and_prove(prepare, workload, "source/rsync.log", migration_strategy="full", transfer="rsync")
+    logs = {"source/rsync.log", "dest/rsync.log"}
+    move_and_prove(prepare, workload, logs, migration_strategy="full", transfer="rsync")
 
 
 def test_video_in_one_file(prepare: Prepare) -> None:
