@@ -101,7 +101,7 @@ class DestinationGuard(ReceivingGuard):
         self.say(f"listening on port {self.rec.data['port']}")
         while not self.finished.is_set():
             watched: list[Any] = [listener, self.wake_read]
-            ready = polling.readable(watched, 5.0)
+            ready = polling.readable(watched, 1.0 if self.rec.data.get("fencing") else 5.0)
             if listener in ready:
                 try:
                     sock, peer = listener.accept()
