@@ -97,9 +97,10 @@ def test_ansible_playbook_is_killed_when_the_process_has_moved(prepare: Prepare,
 
 def test_a_run_that_stalls_is_not_verified(prepare: Prepare) -> None:
     """Where the process is, is not known for certain: the play says so instead of asking a stopped copy."""
-    migration, aftermath = prepare(
-        "memory", **SMALL, migration_pause_at={"source": ["committed"]}, migration_watch_seconds=5
-    )
+    migration, aftermath = prepare("memory", **SMALL, migration_pause_at={"source": ["committed"]})
+    hasty = migration.tmp / "hasty.yml"
+    hasty.write_text("all: {vars: {migration_watch_seconds: 5}}\n", encoding="utf-8")
+    migration.inventories.append(hasty)
     migration.start()
     migration.finish(rc=None)
     said = migration.output()
