@@ -147,9 +147,9 @@ def test_the_guard_is_killed_with_so_many_pages_moved(big: Redis, lab: Lab, move
     power.slow(lab.source, "200mbit")  # so that they can be counted
     try:
         run.go("source", "detached")
-        if moved < 0:
-            wait_for("most pages", lambda: 0 < pages_there(run)[1] < 1500, 30)
-            power.slow(lab.source, "20mbit")
+        for left, rate in ((3000, "50mbit"), (600, "4mbit")) if moved < 0 else ():
+            wait_for(f"all but {left} pages", lambda left=left: 0 < pages_there(run)[1] < left, 30)  # type: ignore[misc]
+            power.slow(lab.source, rate)
         wait_for(f"{moved} pages", lambda: reached(*pages_there(run), moved), 30)
         run.node("destination").kill(int(before["guard"]["pid"]), signal.SIGSTOP)
         run.node("source").kill(source, signal.SIGSTOP)
