@@ -78,6 +78,10 @@ def test_a_copy_that_has_lost_memory_is_undone_before_it_runs_and_stands_still_a
     holds.obey_fence()
     assert len(holds.undone) == 1, "a person's word makes it no more whole"
     holds = Holds("running", "has lost 3 pages of 7-5")
+    with pytest.raises(Refused, match="it never ran"):
+        holds.on_commit({})
+    holds = Holds("running", "has lost 3 pages of 7-5")
+    holds.rec.data["resuming"] = True
     with pytest.raises(MigrationError, match="has lost 3 pages") as caught:
         holds.on_commit({})
     assert not isinstance(caught.value, Refused) and not holds.undone, "the source would take that for its own"

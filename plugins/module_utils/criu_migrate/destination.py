@@ -248,18 +248,20 @@ class DestinationGuard(ReceivingGuard):
     def on_commit(self, _request: Answer) -> Answer:
         if self.rec.state == "undone":
             raise Refused("The copy on the destination was undone and never ran.", "The source may go on.")
-        if self.died_unseen():  # no answer that lets the source kill the last copy there is
-            raise MigrationError(
-                "The destination went down after the commit, and its copy with it; the source's stopped copy is older.",
-                "A person decides: playbooks/resolve.yml -e fence=destination-is-dead lets the source's copy run.",
-            )
         if self.rec.state not in ("running", "done"):
             self.refuse_unless("restored")
+        if self.rec.state == "restored" or self.never_ran():
             dead = [item.pid for item in self.procs() if not item.alive()]
             why = f"has lost PIDs {dead}" if dead or not self.procs() else self.filling.lost()
             if why:
                 self.undo(f"The stopped copy {why}.")
                 raise Refused(f"The stopped copy on the destination {why}; it never ran.", "The source may go on.")
+        if self.died_unseen():  # no answer that lets the source kill the last copy there is
+            raise MigrationError(
+                "The destination went down after the commit, and its copy with it; the source's stopped copy is older.",
+                "A person decides: playbooks/resolve.yml -e fence=destination-is-dead lets the source's copy run.",
+            )
+        if self.rec.state == "restored":
             self.enter("running", sync=True)
         self.let_run()
         return {"state": self.rec.state, "times": self.rec.data["times"]}
@@ -272,6 +274,10 @@ class DestinationGuard(ReceivingGuard):
         if self.lazy:
             self.filling.done.wait(self.limits["fill"])
         return {**self.filling.progress(), "done": self.filling.done.is_set() or not self.lazy}
+
+    def never_ran(self) -> bool:
+        """The record says "running", and yet it is certain that nobody has seen anything of the copy."""
+        return self.rec.state == "running" and not self.rebooted() and not self.rec.data.get("resuming")
 
     def died_unseen(self) -> bool:
         """The record says "running", but the node went down since, or the copy is dead and nobody let it run."""
@@ -286,6 +292,7 @@ class DestinationGuard(ReceivingGuard):
             return
         if why := self.filling.lost():
             raise MigrationError(f"The copy on the destination {why}.", OLDER)
+        self.rec.note(resuming=True)  # of use while this node is up: no fsync
         if self.address:
             self.put_address_on()
             self.lift_drop()

@@ -31,7 +31,10 @@ _SMALL, _SOON = 8 << 20, 12 << 20  # bytes
 _PATIENCE = 0.05  # seconds that a process waits at most for pages that it has not asked for yet
 _AGAIN = 1.0  # seconds until a fill that has failed is tried again
 _PASSES = 5.0  # seconds of a stall that are not worth a word
-OLDER = "playbooks/resolve.yml -e fence=destination-is-dead lets the source's copy run, which is older."
+OLDER = (
+    "Switch the destination off, then playbooks/resolve.yml -e fence=destination-is-dead: the source lets its older "
+    "copy run."
+)
 _UNKNOWN = "cannot be filled yet"
 _PAGE_MAP = re.compile(r"pagemap-(\d+)\.img")
 _RECEIVED = re.compile(r"Received PID: (\d+), uffd: (\d+)")
