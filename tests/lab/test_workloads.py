@@ -68,23 +68,27 @@ def lose_a_page(migration: Migration, aftermath: Aftermath, node: Node) -> None:
     assert aftermath.proof(node)["verified"] is False
 
 
-def move_and_prove(prepare: Prepare, workload: str, logs: set[str], **how: str) -> tuple[Migration, Aftermath]:
-    """Moved, proven, and every file of both nodes is there."""
-    migration, aftermath = prepare(workload, **how, **SMALL[workload])
+def move_and_prove(
+    prepare: Prepare, lab: Lab, workload: str, logs: set[str], **how: str
+) -> tuple[Migration, Aftermath]:
+    """Moved, proven, and every file of both nodes is there; redis keeps the client that it has outside."""
+    outside = workload == "redis"
+    where = {"service_address": lab.service_address(1)} if outside else {}
+    migration, aftermath = prepare(workload, **how, **where, **SMALL[workload])
     move(migration)
     metrics = check_metrics(migration, verified=True)
     assert metrics["strategy"] == how["migration_strategy"]
     if workload in DO_AGAIN_SINCE_THE_MOVE:
         assert metrics["integrity"]["details"]["moved_at"] not in (None, [])
     check_files(migration, MOVED | logs)
-    aftermath.check("destination")
+    aftermath.check("destination", client=outside)
     return migration, aftermath
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("workload", SMALL)
 def test_workload(prepare: Prepare, lab: Lab, workload: str, strategy: str) -> None:
-    migration, aftermath = move_and_prove(prepare, workload, STRATEGIES[strategy], migration_strategy=strategy)
+    migration, aftermath = move_and_prove(prepare, lab, workload, STRATEGIES[strategy], migration_strategy=strategy)
     if workload in WIPED:
         lose_a_page(migration, aftermath, lab.destination)
 
@@ -109,9 +113,9 @@ def test_a_proof_that_fails_is_no_success(prepare: Prepare, lab: Lab) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workload", SMALL)
-def test_workload_over_rsync(prepare: Prepare, workload: str) -> None:
+def test_workload_over_rsync(prepare: Prepare, lab: Lab, workload: str) -> None:
     logs = {"source/rsync.log", "dest/rsync.log"}
-    move_and_prove(prepare, workload, logs, migration_strategy="full", transfer="rsync")
+    move_and_prove(prepare, lab, workload, logs, migration_strategy="full", transfer="rsync")
 
 
 def test_video_in_one_file(prepare: Prepare) -> None:
