@@ -46,7 +46,7 @@ lint: $(READY) ## ruff, mypy, ansible-lint with yamllint
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p ansible_collections.criu.migrate.plugins
 	$(BIN)/mypy workloads tests filter_plugins benchmarks criu_migrate_cli
-	$(BIN)/ansible-lint --offline
+	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline
 
 unit: $(READY) ## tests of functions and of plugins, without CRIU
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)

@@ -33,7 +33,8 @@ from typing import Any
 
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
-PAGE, MB = 4096, 1 << 20  # bytes
+PAGE = 4096  # bytes
+MB = 1 << 20
 OURS = ("assert", "criu_", "fail", "guard", "lab_", "migration_", "workload_")
 
 

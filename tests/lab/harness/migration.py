@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, TextIO
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import proc
 from tests.conftest import ROOT
 from tests.lab.harness.nodes import Lab, environment, program
 from tests.lab.harness.run import Run
@@ -71,9 +72,11 @@ class Migration(Run):
         return self.start().finish(rc)
 
     def kill_play(self) -> None:
-        """Kill ansible-playbook with everything that it has started on the control node."""
+        """Kill ansible-playbook with everything that it has started on the control node; workers lead sessions."""
         assert self.play is not None
+        started = proc.tree(self.play.pid)
         os.killpg(self.play.pid, signal.SIGKILL)
+        proc.kill_tree(started, 5.0)
         self.play.wait()
 
     def close(self) -> None:
