@@ -57,6 +57,8 @@ def bring_about(draw: Draw, run: Guarded, aftermath: Aftermath, tmp: Path) -> No
             aftermath.check_nowhere()
     except AssertionError as error:
         note(draw, state, "", "VIOLATION")
+        if TABLE:  # a campaign of an hour may be broken off
+            Path(f"{TABLE}.{draw.seed}").write_text(f"{told}: {error}\n", encoding="utf-8")
         raise AssertionError(f"{told}: {error}") from None
     print(f"{told}: {end}")
     note(draw, state, end.fault, end.outcome)
