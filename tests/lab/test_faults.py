@@ -104,6 +104,25 @@ def test_a_guard_is_killed_whatever_is_moved(
     aftermath.check("destination", client=address, resolved=False)
 
 
+@pytest.mark.parametrize("keeper", [False, True], ids=["guard", "guard+keeper"])
+@pytest.mark.parametrize("state", ["dumped", "detached"])
+def test_who_has_the_pages_is_killed_before_they_are_asked_for(guarded: Guard, state: str, keeper: bool) -> None:
+    """Whether all had come only that guard knew: undone."""
+    run, aftermath = guarded("memory", pause={"source": [state]})
+    run.start()
+    run.await_paused("source", state)
+    before = run.record("destination")
+    assert before["state"] == "receiving"
+    run.kill_guard("destination", keeper=keeper)
+    if keeper:
+        run.start_guard("destination")
+    else:
+        run.await_new_guard("destination", before)
+    run.go("source", state)
+    assert run.finish("undone") == "source"
+    aftermath.check("source", resolved=False)
+
+
 def test_both_guards_are_killed(with_client: Redis) -> None:
     run, aftermath = with_client(pause={"source": ["restored"]})
     run.start()
