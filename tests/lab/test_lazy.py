@@ -243,15 +243,20 @@ def ended(node: Node, pid: int) -> bool:
         return True
 
 
+def kill_all_that_hold(run: Guarded, state: str) -> None:
+    """Start the run; holders and guard die where the destination's waits in `state`, and another guard comes."""
+    run.start()
+    before = run.await_paused("destination", state)
+    kill_holders(run)
+    run.kill_guard("destination")
+    run.await_new_guard("destination", before)
+
+
 @BOTH
 def test_the_holder_and_the_guard_are_killed_before_it_runs(big: Redis, how: dict[str, Any]) -> None:
     """The kernel has let go of what had not come: that is no copy."""
     run, aftermath = big(pause={"destination": ["restored"]}, **how)
-    run.start()
-    before = run.await_paused("destination", "restored")
-    kill_holders(run)
-    run.kill_guard("destination")
-    run.await_new_guard("destination", before)
+    kill_all_that_hold(run, "restored")
     assert run.finish("undone") == "source"
     run.await_state("destination", "undone")
     assert "has lost" in run.record("destination")["why"]
@@ -262,11 +267,7 @@ def test_the_holder_and_the_guard_are_killed_before_it_runs(big: Redis, how: dic
 def test_the_holder_and_the_guard_are_killed_after_the_commit(big: Redis, how: dict[str, Any]) -> None:
     """The copy is damaged and has not run: it goes, on the destination's own word, and the source's goes on."""
     run, aftermath = big(pause={"destination": ["running"]}, **how)
-    run.start()
-    before = run.await_paused("destination", "running")
-    kill_holders(run)
-    run.kill_guard("destination")
-    run.await_new_guard("destination", before)
+    kill_all_that_hold(run, "running")
     assert run.finish("undone") == "source"
     assert "filled" not in run.record("destination")
     assert "it never ran" in run.record("source")["error"]["message"]
