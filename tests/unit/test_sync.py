@@ -54,6 +54,49 @@ def test_file_that_shrank(tmp_path: Path) -> None:
     assert (target / "log").read_bytes() == b"b"
 
 
+def test_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
+    """What was read past the size that was seen is cut off there, and so must not count as sent."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    growing = source / "segment"
+    growing.write_bytes(os.urandom(100))
+    receiver, manifest = sync.Receiver([str(target)]), sync.Manifest()
+    for header, body in sync.frames(0, str(source), {}, manifest):
+        if header["op"] == "entry" and header["path"] == "segment":
+            with growing.open("ab") as handle:
+                handle.write(os.urandom(200))
+        receiver.apply(header, body)
+    receiver.finish()
+    assert (target / "segment").stat().st_size == 100
+    move(source, target, manifest)
+    assert (target / "segment").read_bytes() == growing.read_bytes()
+
+
+def test_file_that_was_changed_just_now_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's clock for files may stand still between a look at one and the next write to it."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "file").write_bytes(b"a" * 100)
+    now = os.stat(source / "file").st_ctime_ns
+    monkeypatch.setattr(sync.time, "time_ns", lambda: now + sync.TICK // 2)
+    manifest, _bytes = move(source, target, {})
+    (target / "file").write_bytes(b"b" * 100)  # what the other side has, had the write been seen by nobody
+    manifest["file"]["blocks"] = []
+    move(source, target, manifest)
+    assert (target / "file").read_bytes() == b"a" * 100
+
+
+def test_file_at_rest_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "file").write_bytes(b"a" * 100)
+    now = os.stat(source / "file").st_ctime_ns
+    monkeypatch.setattr(sync.time, "time_ns", lambda: now + 10 * sync.TICK)
+    manifest, _bytes = move(source, target, {})
+    monkeypatch.setattr(sync, "_digest", lambda _data: pytest.fail("it was read again"))
+    move(source, target, manifest)
+
+
 def test_single_file_as_a_root(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("content")
     move(tmp_path / "one", tmp_path / "there" / "one", {})

@@ -10,12 +10,14 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from .errors import MigrationError
 
 BLOCK = 1 << 20
+TICK = 20_000_000  # nanoseconds: the kernel's clock for files stands still for up to 10 ms (HZ=100)
 _ZERO = bytes(BLOCK)
 
 Entry = dict[str, Any]
@@ -90,6 +92,7 @@ def frames(
 
 def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -> Iterator[Frame]:
     digests: list[str] = []
+    fresh = entry["stamp"][3] > time.time_ns() - TICK
     try:
         # The workload's user could have put a link or a FIFO there since lstat; root reads neither.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
@@ -98,7 +101,8 @@ def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -
                 raise FileNotFoundError(path)
             # A file that grows while it is read is caught by the round after the freeze.
             while len(digests) * BLOCK < entry["size"]:
-                data = handle.read(BLOCK)
+                # No more than fits into the size that is told: the other side cuts it off there.
+                data = handle.read(min(BLOCK, entry["size"] - len(digests) * BLOCK))
                 if not data:
                     break
                 digests.append(_digest(data))
@@ -113,6 +117,8 @@ def _blocks(number: int, name: str, path: str, entry: Entry, known: list[str]) -
         if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, None):
             raise
         entry["stamp"] = []  # replaced or gone meanwhile: the round after the freeze sees what it is
+    if fresh:
+        entry["stamp"] = []  # the next write may bear the same time: the round after the freeze looks again
     entry["blocks"] = digests
     yield {"op": "close", "root": number, "path": name, "size": entry["size"], "mtime_ns": entry["mtime_ns"]}, b""
 
