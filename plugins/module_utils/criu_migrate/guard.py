@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import stat
 import sys
 import time
@@ -16,10 +15,10 @@ from typing import Any
 
 from . import lazy_file, limits, net, polling, proc, record
 from .cli import Criu, Job, Options, living
+from .detaching import detach, keep
 from .errors import MigrationError
 from .files import image_sizes
 
-RESTARTS = 20  # of one guard that is killed again and again
 LOOKS = 0.5  # seconds for which others may look whether a guard lives
 
 
@@ -161,42 +160,6 @@ class Guard:
             return os.stat(path).st_mtime if path else None
         except FileNotFoundError:
             return None
-
-
-def detach(log: str) -> bool:
-    """Become a daemon: a session of its own, no terminal, output to a log. True in the daemon, False in the caller."""
-    if os.fork():
-        os.wait()
-        return False
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    os.chdir("/")
-    os.umask(0o077)
-    null = os.open(os.devnull, os.O_RDWR)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for target, fd in ((0, null), (1, out), (2, out)):
-        os.dup2(fd, target)
-    os.closerange(3, 1024)
-    return True
-
-
-def keep() -> None:
-    """Return in a child that is the guard; its parent stays and starts a killed guard again, from its record.
-
-    SIGTERM is how a guard is told to end. When the keeper is killed too, Ansible or resolve.yml start both again.
-    """
-    for count in range(RESTARTS):
-        child = os.fork()
-        if child == 0:
-            return
-        _pid, status = os.waitpid(child, 0)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGTERM
-        broke = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1  # an exception: what caused it may pass
-        if not killed and not broke:
-            break
-        time.sleep(min(count, 10) if broke else 0)
-    os._exit(0)
 
 
 def read_config(run_id: str) -> dict[str, Any]:

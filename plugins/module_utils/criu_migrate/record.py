@@ -127,7 +127,17 @@ def lock(run_id: str, name: str = "lock", patience: float = 0.0) -> int | None:
 
     `patience` (seconds) outlasts those who only look (`locked`) and hold it for a moment.
     """
-    fd = os.open(os.path.join(run_dir(run_id), name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return lock_file(os.path.join(run_dir(run_id), name), patience)
+
+
+def locked(run_id: str, name: str = "lock") -> bool:
+    """Whether somebody holds that lock. Two who look do not take each other for one who does."""
+    return file_locked(os.path.join(run_dir(run_id), name))
+
+
+def lock_file(path: str, patience: float = 0.0) -> int | None:
+    """Lock a file that is made where it is not there; None when it stays locked for `patience` seconds."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -140,10 +150,10 @@ def lock(run_id: str, name: str = "lock", patience: float = 0.0) -> int | None:
             time.sleep(0.01)
 
 
-def locked(run_id: str, name: str = "lock") -> bool:
-    """Whether somebody holds that lock. Two who look do not take each other for one who does."""
+def file_locked(path: str) -> bool:
+    """Whether somebody holds the lock on a file."""
     try:
-        fd = os.open(os.path.join(run_dir(run_id), name), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
