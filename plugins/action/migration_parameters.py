@@ -54,11 +54,10 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 from ansible.vars.reserved import get_reserved_names
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import nodes, parameters
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import naming, nodes, parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = ("source_ip", "dest_ip", "ssh_user", "ssh_key")
-ALIASES = {"predump": "precopy", "lazy": "postcopy"}
 
 
 def load_options(role: str) -> dict[str, Any]:
@@ -201,22 +200,5 @@ def _client(values: dict[str, Any], groups: Mapping[str, Any]) -> list[str]:
 
 
 def _finish(values: dict[str, Any], name: str, params: dict[str, Any]) -> dict[str, Any]:
-    began = time.time()
-    now = time.gmtime(began)
-    strategy = ALIASES.get(values["migration_strategy"], values["migration_strategy"])
-    if values["lazy_pages"] and strategy in ("auto", "full"):
-        strategy = "postcopy"  # what the seed documents mean by it
-    run_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S', now)}-{secrets.token_hex(2)}"
-    return {
-        **values,
-        "run_id": run_id,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
-        "began": began,
-        "results_name": f"{name}_{time.strftime('%Y%m%d_%H%M%S', now)}",
-        "results_dir": str(Path.cwd() / Path(values["results_dir"]).expanduser()),
-        "workload": {"name": name, "params": params},
-        "migration_strategy": strategy,
-        "experiment_name": values["experiment_name"] or f"{name}-{strategy}",
-        "working_dir": values["working_dir"] or f"/srv/criu-migrate/{run_id}",
-        "output_seconds": parameters.output_seconds(values),
-    }
+    results_dir = str(Path.cwd() / Path(values["results_dir"]).expanduser())
+    return {**naming.settle(values, name, params, time.time(), secrets.token_hex(2)), "results_dir": results_dir}

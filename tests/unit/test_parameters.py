@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import parameters
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import naming, parameters
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.limits import DEFAULTS
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.parameters import Spec
 
@@ -149,3 +149,28 @@ def test_tcp_close_excludes_what_keeps_connections() -> None:
     values, problems = common(tcp_close=True)
     assert (values["tcp_established"], problems) == (False, [])
     assert len(common(tcp_close=True, tcp_established=True, service_address="10.0.0.9")[1]) == 2
+
+
+VALUES: dict[str, Any] = {
+    "migration_strategy": "lazy", "lazy_pages": False, "experiment_name": None, "working_dir": None,
+    "output_seconds": None, "output_capture": "file", "service_address": "10.0.0.9", "results_dir": "results",
+}  # fmt: skip
+
+
+def test_a_run_gets_names_of_its_own() -> None:
+    run = naming.settle(VALUES, "process", {"pid": 7}, 1.8e9, "4f2a", "web")
+    assert (run["run_id"], run["results_name"]) == ("web-20270115-080000-4f2a", "web_20270115_080000")
+    assert (run["migration_strategy"], run["experiment_name"]) == ("postcopy", "web-postcopy")
+    assert run["working_dir"] == "/srv/criu-migrate/web-20270115-080000-4f2a"
+    assert run["workload"] == {"name": "process", "params": {"pid": 7}}
+
+
+def test_what_was_asked_for_serves_a_later_run() -> None:
+    first = naming.settle(VALUES, "process", {"pid": 7}, 1.8e9, "4f2a")
+    kept = naming.kept({**first, "results_dir": "/here"})
+    assert "run_id" not in kept and "results_dir" not in kept and kept["working_dir"] is None
+    again = naming.settle(kept, "process", {"pid": 8}, 1.8e9 + 1, "0000")
+    assert {name for name, value in again.items() if value != first.get(name)} == {
+        "run_id", "began", "started", "results_name", "workload", "working_dir"
+    }  # fmt: skip
+    assert naming.kept({**first, "working_dir": "/srv/app"})["working_dir"] == "/srv/app"

@@ -17,7 +17,6 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 from .limits import DEFAULTS as LIMITS
 from .metrics import NOTICES as DEADLINES
-from .tracing import SECONDS
 
 RANGES: dict[str, tuple[float, float]] = {
     "predump_iterations": (0, 1000),
@@ -266,12 +265,6 @@ def _check_built(values: Mapping[str, Any]) -> list[str]:
 
 def _absolute(path: str) -> bool:
     return path.startswith("/") and path.strip("/") != "" and ".." not in path.split("/")
-
-
-def output_seconds(values: Mapping[str, Any]) -> float:
-    """Seconds of output after the restore, as asked for, or what goes with the way of capturing."""
-    asked = values.get("output_seconds")
-    return float(asked) if asked is not None else (SECONDS if values.get("output_capture") == "strace" else 0.0)
 
 
 def parse_address(text: str) -> str:
