@@ -77,6 +77,10 @@ folder:
   description: Where the program lies.
   returned: O(state=present)
   type: str
+python:
+  description: The interpreter that runs it.
+  returned: O(state=present)
+  type: str
 notice:
   description:
     - C(provider), C(kind) (interruption, rebalance, preempted), C(action), C(seen) and C(ends) (seconds since 1970, the
@@ -99,6 +103,10 @@ restarts:
   description: How often a watcher that was killed had to be started again.
   returned: O(state=noticed)
   type: int
+registered:
+  description: A text that changes whenever the registry does, or a process that it leads to.
+  returned: O(state=noticed)
+  type: str
 """
 
 import sys
@@ -124,7 +132,7 @@ def present(params: dict[str, Any], check: bool) -> dict[str, Any]:
         changed = watching.start(sys.executable) or changed
     elif not with_systemd:
         changed = changed or not watching.running()
-    return {"changed": changed, "systemd": with_systemd, "folder": watcher.FOLDER}
+    return {"changed": changed, "systemd": with_systemd, "folder": watcher.FOLDER, "python": sys.executable}
 
 
 def act(params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -133,7 +141,7 @@ def act(params: dict[str, Any], check: bool) -> dict[str, Any]:
     if params["state"] == "absent":
         return {"changed": watching.remove(check)}
     if check:
-        return {"changed": False, "notice": None, "running": watching.running(), **watching.status(), "restarts": 0}
+        return {"changed": False, **watching.now(params["hints"])}
     found = watching.await_notice(params["seconds"], params["hints"], sys.executable)
     return {"changed": found["restarts"] > 0, **found}
 

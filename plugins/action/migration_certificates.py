@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: migration_certificates
-short_description: Make the CA and the two certificates of one migration
+short_description: Make the CA and the two certificates of a migration
 description:
   - The keys (ECDSA P-256) never touch the control node's disk and are valid for O(hours). The CA's own key is
     forgotten as soon as both certificates are signed, so nobody can add a third party to the run.
@@ -13,7 +13,10 @@ options:
   run_id:
     description: Name of the run, part of the certificates' subject.
     type: str
-    required: true
+  run_ids:
+    description: Names of many runs, in place of O(run_id); each gets a CA of its own.
+    type: list
+    elements: str
   hours:
     description: Validity in hours, from one hour before now, as the nodes' clocks may be off.
     type: int
@@ -31,11 +34,19 @@ EXAMPLES = r"""
 RETURN = r"""
 source:
   description: PEM texts C(ca), C(cert) and C(key) of the source.
-  returned: success
+  returned: with O(run_id)
   type: dict
 destination:
   description: The same for the destination.
-  returned: success
+  returned: with O(run_id)
+  type: dict
+sources:
+  description: What C(source) is for one run, by run.
+  returned: with O(run_ids)
+  type: dict
+destinations:
+  description: The same for the destinations.
+  returned: with O(run_ids)
   type: dict
 """
 
@@ -108,8 +119,16 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(
             {
-                "run_id": {"type": "str", "required": True},
+                "run_id": {"type": "str"},
+                "run_ids": {"type": "list", "elements": "str"},
                 "hours": {"type": "int", "default": 48},
-            }
+            },
+            required_one_of=[("run_id", "run_ids")],
+            mutually_exclusive=[("run_id", "run_ids")],
         )
-        return {**result, "changed": False, **make(arguments["run_id"], arguments["hours"])}
+        hours = arguments["hours"]
+        if arguments["run_id"]:
+            return {**result, "changed": False, **make(arguments["run_id"], hours)}
+        made = {name: make(name, hours) for name in arguments["run_ids"]}
+        sides = {f"{role}s": {name: one[role] for name, one in made.items()} for role in ("source", "destination")}
+        return {**result, "changed": False, **sides}

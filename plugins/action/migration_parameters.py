@@ -20,6 +20,11 @@ options:
     description: Whether the groups C(source) and C(destination) must have one host each.
     type: bool
     default: true
+  names_only:
+    description:
+      - Only refuse extra variables that no playbook reads; for those that take no workload of their own.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -116,9 +121,14 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec({
             "also_known": {"type": "list", "elements": "str", "default": []},
             "nodes": {"type": "bool", "default": True},
+            "names_only": {"type": "bool", "default": False},
         })
         variables = task_vars or {}
-        problems, migration = self._check(arguments, variables)
+        migration: dict[str, Any] = {}
+        if arguments["names_only"]:
+            problems = self._names(arguments["also_known"])
+        else:
+            problems, migration = self._check(arguments, variables)
         if problems:
             lines = "\n".join(f"  - {problem}".replace("\n", "\n    ") for problem in problems)
             many = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
@@ -159,6 +169,11 @@ class ActionModule(ActionBase):
         if problems:
             return problems, {}
         return [], _finish(checked.values, str(name), of_workload.values)
+
+    def _names(self, also_known: list[str]) -> list[str]:
+        known = {*load_options("migration"), *also_known, *self._role_options()}
+        extra = set(load_extra_vars(self._loader))
+        return parameters.check_names(extra, known, get_reserved_names(), {}, None)
 
     def _workload(
         self, common: parameters.Spec, workloads: Mapping[str, Any], variables: Mapping[str, Any]

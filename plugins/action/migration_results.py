@@ -57,33 +57,20 @@ schema_errors:
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
-from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import report, results, summary
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import result_writing, results
 
-SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "metrics.schema.json"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "params": {"type": "dict", "required": True},
     "metrics": {"type": "dict", "required": True},
     "status": {"type": "str", "required": True, "choices": list(results.SUFFIXES)},
     "files": {"type": "dict", "default": {}},
 }
-
-
-def schema_errors(metrics: dict[str, Any]) -> list[str]:
-    """Return where the metrics do not fit the schema, in words."""
-    try:
-        import jsonschema
-    except ImportError:
-        return ["the metrics were not checked: the Python package jsonschema is missing on the control node"]
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(metrics)]
 
 
 class ActionModule(ActionBase):
@@ -100,40 +87,10 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return {**result, "changed": False, "skipped": True}
         try:
-            return {**result, **self._write(params, metrics, given)}
+            written = result_writing.write(params, metrics, given["status"], given["files"])
+            if not result_writing.ours():
+                Display().display(written["summary"])  # our own callback shows it last
+            return {**result, **written}
         except OSError as error:
             raise AnsibleActionFail(f"The results could not be written below {params['results_dir']}: {error}. "
                                     "Give another folder with -e results_dir=.") from error
-
-    def _write(
-        self, params: dict[str, Any], metrics: dict[str, Any], given: dict[str, Any]
-    ) -> dict[str, Any]:
-        parent = Path(params["results_dir"])
-        status = results.ending(metrics, given["status"])
-        folder = results.make_folder(parent, params["results_name"], params["run_id"], status)
-        text = summary.render(metrics, str(folder))
-        refused = results.write_files(folder, given["files"])
-        results.write_text(folder / "summary.txt", text + "\n")
-        if params.get("save_metrics", True):
-            results.write_text(folder / "metrics.json", results.as_json(metrics))
-        errors = schema_errors(metrics)
-        unshown = self._report(folder, metrics, given["files"])
-        warnings = [f"metrics.json: {error}" for error in errors]
-        warnings += [f"{name}: not written, the path leads out of the folder" for name in refused]
-        warnings += [unshown] if unshown else []
-        if not str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).endswith("criu_migrate"):
-            Display().display(text)  # our own callback shows it last
-        written = {"results_dir": str(folder), "summary": text, "schema_errors": errors}
-        return {"changed": True, "warnings": warnings, **written}
-
-    @staticmethod
-    def _report(folder: Path, metrics: dict[str, Any], files: dict[str, Any]) -> str:
-        """Write report.html; return why it could not be written, or nothing.
-
-        It shows what is in the other files already: whatever may be wrong with it, the results stand.
-        """
-        try:
-            results.write_text(folder / report.NAME, report.html(metrics, files, str(folder)))
-        except Exception as error:
-            return f"{report.NAME} could not be written: {error!r}"
-        return ""

@@ -35,6 +35,7 @@ from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
 PAGE = 4096  # bytes
 MB = 1 << 20
+SUMMARIES = ("migration_results", "migration_evacuated")  # actions whose `summary` is for the end
 OURS = ("assert", "criu_", "fail", "guard", "lab_", "migration_", "workload_")
 
 
@@ -109,7 +110,7 @@ class CallbackModule(DefaultCallback):
     def v2_runner_on_ok(self, result: Any) -> None:
         """Keep a summary for the end."""
         summary = result.result.get("summary")
-        if summary and result.task.action.rpartition(".")[2] == "migration_results":
+        if summary and result.task.action.rpartition(".")[2] in SUMMARIES:
             self._summaries.append(str(summary))
         super().v2_runner_on_ok(result)
 

@@ -17,7 +17,13 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import notices, record, watcher, watching
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
+    notices,
+    record,
+    registry,
+    watcher,
+    watching,
+)
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
 from tests.unit.metadata_servers import AwsService, serving
 
@@ -29,6 +35,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A node without systemd, on which no watcher is left."""
     monkeypatch.setattr(record, "RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(watcher, "FOLDER", str(tmp_path / "watch"))
+    monkeypatch.setattr(registry, "FOLDER", str(tmp_path / "registry"))
     monkeypatch.setattr(watching, "SYSTEMD", str(tmp_path / "systemd"))
     yield tmp_path
     watching.remove(check=False)
@@ -76,7 +83,7 @@ def asked(aws: AwsService, more: int) -> None:
 
 def test_from_present_to_the_notice(aws: AwsService) -> None:
     first = module(aws_url=aws.url, interval=0.05)
-    assert first == {"changed": True, "systemd": False, "folder": watcher.FOLDER}
+    assert (first["changed"], first["systemd"], first["folder"]) == (True, False, watcher.FOLDER)
     asked(aws, 3)
     assert module(aws_url=aws.url, interval=0.05)["changed"] is False, "it runs with these settings already"
     quiet = module(state="noticed", seconds=0.1)
@@ -161,6 +168,6 @@ def test_no_watcher_is_said() -> None:
 
 def test_with_systemd_the_module_starts_nothing(node: Path, aws: AwsService) -> None:
     (node / "systemd").mkdir()
-    assert module(aws_url=aws.url) == {"changed": True, "systemd": True, "folder": watcher.FOLDER}
+    assert module(aws_url=aws.url)["systemd"] is True
     assert not watching.running()
     assert json.loads((node / "watch" / "config.json").read_text())["aws_url"] == aws.url

@@ -35,7 +35,7 @@ def arm(config: dict[str, Any], tls: dict[str, str]) -> bool:
         record.write_file(os.path.join(folder, "tls", name + ".pem"), tls[name].encode())
     record.write_file(os.path.join(folder, "guard.pyz"), payload.build())
     record.write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1, sort_keys=True).encode())
-    with _arming():
+    with arming():
         _refuse_a_second(config)
         _first_record(config)
     return True
@@ -53,7 +53,7 @@ def _refuse_a_second(config: dict[str, Any]) -> None:
 
 def _begin(run_id: str) -> None:
     """Two runs may have been armed for one process, as neither had begun: the first whose guard is started has it."""
-    with _arming():
+    with arming():
         rec = load(run_id)
         if rec.state == "armed" and not rec.data.get("begun"):
             _refuse_a_second(guard.read_config(run_id))
@@ -66,7 +66,7 @@ def _first_record(config: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _arming() -> Iterator[None]:
+def arming() -> Iterator[None]:
     """One arming at a time on this node: two runs must not both find a process free."""
     fd = os.open(ARMING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

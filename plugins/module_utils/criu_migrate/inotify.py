@@ -1,4 +1,4 @@
-"""Waiting for a file in a directory or for the end of a process, whichever comes first, without polling."""
+"""Waiting for a file in one or more directories or for the end of a process, whichever comes first, without polling."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ IN_MOVED_TO = 0x80
 
 
 class Watch:
-    """Wakes when a file in a directory has been written or renamed into place."""
+    """Wakes when a file in one of the directories has been written or renamed into place."""
 
-    def __init__(self, directory: str) -> None:
-        """Watch `directory`; raises OSError where the kernel refuses."""
+    def __init__(self, *directories: str) -> None:
+        """Watch `directories`; raises OSError where the kernel refuses."""
         libc = ctypes.CDLL(None, use_errno=True)
         self.descriptor = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         if self.descriptor < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         mask = IN_CLOSE_WRITE | IN_MOVED_TO
-        if libc.inotify_add_watch(self.descriptor, os.fsencode(directory), mask) < 0:
-            error = OSError(ctypes.get_errno(), f"inotify_add_watch {directory}")
-            os.close(self.descriptor)
-            raise error
+        for directory in directories:
+            if libc.inotify_add_watch(self.descriptor, os.fsencode(directory), mask) < 0:
+                error = OSError(ctypes.get_errno(), f"inotify_add_watch {directory}")
+                os.close(self.descriptor)
+                raise error
 
     def __enter__(self) -> Watch:
         return self

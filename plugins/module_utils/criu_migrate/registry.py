@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -161,6 +162,13 @@ def listed() -> tuple[list[dict[str, Any]], list[str]]:
         where = f"PID {pid}" if pid else "does not run"
         found.append({**entry, "pid": pid, "text": f"{entry['name']}: {where}, priority {entry['priority']}"})
     return found, problems
+
+
+def digest() -> str:
+    """Changes whenever an entry does, or the process that it leads to."""
+    found, problems = listed()
+    text = json.dumps([[(item["name"], item["pid"], item["priority"], item["params"]) for item in found], problems])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def moved(entry: Entry, pid: int, start: int) -> Entry:

@@ -12,7 +12,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import detaching, errors, metadata, metadata_aws, metadata_gcp, notices, packing, proc, record, watcher
+from . import detaching, errors, metadata, metadata_aws, metadata_gcp, notices, packing, proc, record, registry, watcher
 from .errors import MigrationError
 from .inotify import Watch
 
@@ -128,8 +128,9 @@ def remove(check: bool) -> bool:
 def await_notice(seconds: float, hints: bool, python: str) -> dict[str, Any]:
     """Wait up to so many seconds for a notice; with `hints` a rebalance recommendation is one.
 
-    Returns notice (None where none came) with the seconds left as of now, running, provider, trouble, restarts. A
-    watcher that has died is started again, unless systemd does that. MigrationError where none was installed.
+    Returns notice (None where none came) with the seconds left as of now, running, provider, trouble, restarts, and
+    registered (registry.digest()). A watcher that has died is started again, unless systemd does that. MigrationError
+    where none was installed.
     """
     restarts = 0
     if not os.path.exists(watcher.place(watcher.PROGRAM)):
@@ -148,14 +149,19 @@ def await_notice(seconds: float, hints: bool, python: str) -> dict[str, Any]:
     finally:
         if end is not None:
             os.close(end)
-    known = notices.read() if seen() else None
-    told = status()
+    return {**now(hints), "restarts": restarts}
+
+
+def now(hints: bool) -> dict[str, Any]:
+    """What await_notice() returns, without waiting."""
+    known, told = notices.read(), status()
     return {
-        "notice": known,
+        "notice": known if known is not None and (hints or known["kind"] != notices.REBALANCE) else None,
         "running": running(),
         "provider": told.get("provider", ""),
         "trouble": told.get("trouble", ""),
-        "restarts": restarts,
+        "restarts": 0,
+        "registered": registry.digest(),
     }
 
 

@@ -1,0 +1,170 @@
+"""The results of an evacuation: a folder for each process, and one table."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: migration_evacuated
+short_description: Write the results of all runs of an evacuation, and return a table of them
+description:
+  - Makes one folder below O(results_dir) for each process, as M(migration_results) does, and
+    C(evacuation_TIMESTAMP.json) beside them with the table's lines.
+  - Runs on the control node. Writes nothing in check mode.
+options:
+  plan:
+    description: What M(migration_evacuation) returned.
+    type: dict
+    required: true
+  started:
+    description: What M(criu_evacuate) returned on the source with V(started); also where it was lost meanwhile.
+    type: dict
+    default: {}
+  collected:
+    description: What it returned with V(collected), by host; also where a host could not be reached.
+    type: dict
+    required: true
+  seconds:
+    description: Seconds that there were from the beginning on, where no notice says so; 0 where nothing does.
+    type: float
+    default: 0
+  results_dir:
+    description: Folder on the control node.
+    type: str
+    default: results
+"""
+
+EXAMPLES = r"""
+- name: Write the results
+  migration_evacuated:
+    plan: "{{ evacuate_plan }}"
+    started: "{{ evacuate_started }}"
+    collected: {node-1: "{{ evacuate_collected }}"}
+"""
+
+RETURN = r"""
+summary:
+  description: The table.
+  returned: success
+  type: str
+lines:
+  description: What became of each process.
+  returned: success
+  type: list
+saved:
+  description: Whether all of them were saved.
+  returned: success
+  type: bool
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
+    evacuation,
+    metrics,
+    result_files,
+    result_writing,
+    results,
+)
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "plan": {"type": "dict", "required": True},
+    "started": {"type": "dict", "default": {}},
+    "collected": {"type": "dict", "required": True},
+    "seconds": {"type": "float", "default": 0.0},
+    "results_dir": {"type": "str", "default": "results"},
+}
+
+
+def of_node(answer: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """What a node has told of one run; where it could not be reached that is what it told."""
+    if answer.get("unreachable"):
+        return {"unreachable": True, "msg": answer.get("msg")}
+    return dict((answer.get("runs") or {}).get(run_id) or {})
+
+
+def measured(
+    run: dict[str, Any], source: dict[str, Any], destination: dict[str, Any], begun: float | None,
+    names: dict[str, dict[str, str]], told: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The metrics of one run. `told` is what the module that started it has said: a record, or why there is none."""
+    if not source.get("record") and told.get("record"):
+        source = {**source, "record": told["record"]}  # the node went down since
+    there = [item for item in (destination, source) if "verified" in item or "heartbeat" in item]
+    here = there[0] if there else {}
+    problem = told.get("error") or source.get("error") or destination.get("proof_error") or source.get("proof_error")
+    error = {"phase": "evacuation", **problem} if problem else None
+    built = metrics.build(
+        run["migration"], source, destination, preflight=run["preflight"], verified=here.get("verified"),
+        heartbeat=here.get("heartbeat"), error=error, began=begun, ended=source.get("now"), names=names,
+    )  # fmt: skip
+    return built
+
+
+class ActionModule(ActionBase):
+    """Works on the control node, without a connection."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write everything and return the table."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, given = self.validate_argument_spec(ARGUMENTS)
+        given = json.loads(json.dumps(given))
+        if self._task.check_mode:
+            return {**result, "changed": False, "skipped": True}
+        try:
+            return {**result, **self._write(given, task_vars or {})}
+        except OSError as error:
+            raise AnsibleActionFail(f"The results could not be written below {given['results_dir']}: {error}. "
+                                    "Give another folder with -e results_dir=.") from error
+
+    def _write(self, given: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        started, plan = given["started"], given["plan"]
+        notice = started.get("notice") or {}
+        begun = notice.get("seen") or started.get("began")
+        lines, warnings = [], []
+        for run in plan["runs"]:
+            built, more = self._one(given, run, begun, variables)
+            lines.append(evacuation.line(run["name"], built, begun))
+            warnings += more
+        stayed = [(item["name"], item["message"]) for item in plan["refused"]]
+        known = {item["name"] for item in [*plan["runs"], *plan["refused"]]}
+        late = [name for name in started.get("entries") or [] if name not in known and begun is not None]
+        stayed += [(name, "It was registered after the last look, or did not run then.") for name in late]
+        lines += [evacuation.Line(name, "not saved", plan["source"], None, None, None, why) for name, why in stayed]
+        ends = notice.get("ends") or (begun + given["seconds"] if given["seconds"] and begun else None)
+        left = None if ends is None or not started.get("now") else ends - started["now"]
+        text = "\n".join([evacuation.table(lines, left), *(f"  {word}" for word in plan.get("problems") or [])])
+        folder = Path.cwd() / Path(given["results_dir"]).expanduser()
+        stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
+        document = {"notice": notice or None, "left": left, "lines": [item._asdict() for item in lines]}
+        results.write_text(folder / f"evacuation_{stamp}.json", results.as_json(document))
+        if not result_writing.ours():
+            Display().display(text)
+        saved = all(item.outcome == "saved" for item in lines)
+        return {"changed": True, "warnings": warnings, "summary": text, "lines": document["lines"], "saved": saved}
+
+    @staticmethod
+    def _one(
+        given: dict[str, Any], run: dict[str, Any], begun: float | None, variables: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The metrics of one run, whose folder is written, and warnings."""
+        hosts, where = variables.get("hostvars", {}), {"source": given["plan"]["source"], "destination": run["host"]}
+        names = {
+            role: {"name": host, "address": str(hosts[host].get("ansible_host") or "")} for role, host in where.items()
+        }
+        source, destination = (of_node(given["collected"].get(where[role]) or {}, run["run_id"]) for role in where)
+        told = dict((given["started"].get("runs") or {}).get(run["run_id"]) or {})
+        built = measured(run, source, destination, begun, names, told)
+        logs = result_files.build(source, destination, {}, names, built["status"])
+        written = result_writing.write(run["migration"], built, built["status"], logs)
+        opened = {"open": True} if evacuation.is_open(source or told, destination) else {}
+        return {**built, **opened}, written["warnings"]

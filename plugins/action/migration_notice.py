@@ -1,0 +1,152 @@
+"""Wait for a node's notice, for as long as it takes, whatever becomes of the connection meanwhile."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: migration_notice
+short_description: Wait until a node's cloud announces its end
+description:
+  - Asks M(criu_watch) again and again, each time for O(every) seconds, and says what changes. A node that cannot be
+    reached is tried again without end.
+  - Returns when there is a notice, when O(seconds) have passed, or when what is registered for an evacuation has
+    changed.
+options:
+  seconds:
+    description: How long to wait at most; 0 waits without end.
+    type: float
+    default: 0
+  every:
+    description: Seconds of one question to the node. A connection that is lost is noticed after as long.
+    type: float
+    default: 20
+  hints:
+    description: Whether a rebalance recommendation is a notice.
+    type: bool
+    default: false
+  once:
+    description: Only look whether there is a notice now.
+    type: bool
+    default: false
+  registered:
+    description: What was registered when M(criu_evacuate) last looked; '' where that does not matter.
+    type: str
+    default: ""
+"""
+
+EXAMPLES = r"""
+- name: Wait for the notice
+  migration_notice:
+    seconds: 3600
+  register: watch_waited
+"""
+
+RETURN = r"""
+notice:
+  description: The notice, as M(criu_watch) returns it; null where none came.
+  returned: success
+  type: dict
+registered:
+  description: Stands for what is registered; changes with it.
+  returned: success
+  type: str
+stale:
+  description: What is registered differs from O(registered).
+  returned: success
+  type: bool
+"""
+
+import contextlib
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+MODULE = "criu_watch"
+FIRST, LONGEST = 0.5, 5.0  # seconds between two tries to reach the node
+FAILURES = 5  # of the module in a row, without a word of its own: the connection died under it, or Python is gone
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "seconds": {"type": "float", "default": 0.0},
+    "every": {"type": "float", "default": 20.0},
+    "hints": {"type": "bool", "default": False},
+    "once": {"type": "bool", "default": False},
+    "registered": {"type": "str", "default": ""},
+}
+
+
+class Lost(Exception):
+    """No answer came from the node."""
+
+
+class ActionModule(ActionBase):
+    """One task that outlives its connections."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the notice, or what has ended the wait."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, given = self.validate_argument_spec(ARGUMENTS)
+        variables = task_vars or {}
+        self._node, self._said, self._failed = str(variables.get("inventory_hostname", "")), "", 0
+        once = given["once"] or self._task.check_mode
+        deadline = time.monotonic() + given["seconds"] if given["seconds"] and not once else None
+        pause = FIRST
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            wait = 0.0 if once else given["every"] if left is None else min(given["every"], left)
+            try:
+                found = self._ask(wait, given["hints"], variables)
+            except Lost as error:
+                self._say(f"{self._node} cannot be reached, it is tried again and again: {error}")
+                if once or left == 0.0:
+                    return {**result, "failed": True, "msg": f"{self._node} cannot be reached: {error}"}
+                time.sleep(pause)  # a node that comes back gives no event here
+                pause = min(pause * 2, LONGEST)
+                continue
+            pause = FIRST
+            if found.get("failed"):
+                return {**result, **found}
+            self._tell(found)
+            registered = str(found.get("registered") or "")
+            stale = given["registered"] not in ("", registered)
+            if found["notice"] or once or stale or left == 0.0:
+                return {**result, "changed": False, "notice": found["notice"], "registered": registered, "stale": stale}
+
+    def _ask(self, wait: float, hints: bool, variables: dict[str, Any]) -> dict[str, Any]:
+        """What the node says within so many seconds. Lost where nothing comes."""
+        arguments = {"state": "noticed", "seconds": wait, "hints": hints}
+        try:
+            found: dict[str, Any] = self._execute_module(MODULE, module_args=arguments, task_vars=variables)
+        except AnsibleConnectionFailure as error:
+            self._hang_up()
+            raise Lost(str(error).strip().splitlines()[-1]) from error
+        if found.get("failed") and "error" not in found:
+            self._failed += 1
+            self._hang_up()
+            text = str(found.get("module_stderr") or found.get("msg") or "no word").strip()
+            if self._failed >= FAILURES:
+                raise AnsibleActionFail(f"{self._node} cannot be asked for its notice: {text[-500:]}")
+            raise Lost(text.splitlines()[-1] if text else "no word")
+        self._failed = 0
+        return found
+
+    def _hang_up(self) -> None:
+        """The next try makes a connection of its own, also where an old one is shared (ControlPersist)."""
+        with contextlib.suppress(Exception):
+            self._connection.reset()
+
+    def _tell(self, found: dict[str, Any]) -> None:
+        if found.get("trouble"):
+            self._say(f"{self._node}: no word from the metadata service: {found['trouble']}")
+        else:
+            provider = found.get("provider") or "nobody yet"
+            self._say(f"{self._node}: watching, the metadata service of {provider} answers")
+
+    def _say(self, text: str) -> None:
+        """A line for a person, when it differs from the one before."""
+        if text != self._said:
+            self._said = text
+            Display().display(f"... {text}")

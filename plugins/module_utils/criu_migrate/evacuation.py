@@ -1,0 +1,227 @@
+"""An evacuation in plain data: which process goes where and when, what its run is called, and how all of it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from . import naming, preflight, preflight_images
+from .preflight import Case, Facts, Finding
+
+AT_ONCE = 3  # one that is being prepared, two that send: one at least keeps the link busy
+LINK = 15.0  # seconds without a word from a destination until a run is undone: its turn on the link goes to another
+
+
+class Placed(NamedTuple):
+    """A process that can be moved to `host`."""
+
+    process: Facts
+    host: str
+    migration: Facts
+    preflight: Facts
+    port: int
+
+    @property
+    def bytes(self) -> int:
+        return int(self.process["tree"]["memory"]["pages"])
+
+
+class Refusal(NamedTuple):
+    """A process that cannot be moved anywhere, and why, in words."""
+
+    name: str
+    message: str
+
+
+class Plan(NamedTuple):
+    """Who goes, in order, who cannot, what a person should know, and how many send at once."""
+
+    runs: list[Placed]
+    refused: list[Refusal]
+    warnings: list[str]
+    at_once: int
+
+
+def ordered(processes: Iterable[Facts]) -> tuple[list[Facts], int]:
+    """The order in which they go, and how many at once: of a higher priority first, among equals the smallest, which
+    saves the most on a link that they share (shortest processing time first, Smith 1956)."""
+    key = lambda item: (-int(item["priority"]), int(item["tree"]["memory"]["pages"]), str(item["name"]))  # noqa: E731
+    return sorted(processes, key=key), AT_ONCE
+
+
+class Planner:
+    """Places each process on a destination that can take it, beside those that were placed there before.
+
+    source: what criu_evacuate has found on the source. offers: the same by host of each destination that was reached.
+    names: the source's name. reached: host -> address of all of them. began: seconds since 1970; tokens: one a process.
+    """
+
+    def __init__(
+        self, source: Facts, offers: Mapping[str, Facts], name: str, reached: Mapping[str, str], began: float,
+        tokens: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.source = source
+        self.offers = dict(offers)
+        self.name = name
+        self.reached = dict(reached)
+        self.began = began
+        self.tokens = list(tokens)
+        self.sizes: dict[str, list[int]] = {host: [] for host in offers}
+
+    def plan(self) -> Plan:
+        processes, at_once = ordered(self.source["processes"])
+        runs: list[Placed] = []
+        refused: list[Refusal] = []
+        warnings: list[str] = []
+        for process, token in zip(processes, self.tokens):
+            placed, findings = self.place(process, token, at_once)
+            if placed is None:
+                refused.append(Refusal(str(process["name"]), preflight.message(findings)))
+                continue
+            runs.append(placed)
+            self.sizes[placed.host].append(placed.bytes)
+            warnings += [f"{process['name']}: {item.text()}" for item in findings if item.warning]
+        return Plan(runs, refused, warnings, at_once)
+
+    def place(self, process: Facts, token: str, at_once: int) -> tuple[Placed | None, list[Finding]]:
+        """On the destination with the least to take in so far that has no objection; else the objections of all."""
+        params = {"pid": process["pid"]}
+        migration = naming.settle(process["params"], "process", params, self.began, token, str(process["name"]))
+        migration["working_dir"] = process["working_dir"] or migration["working_dir"]
+        against: list[Finding] = []
+        for host in sorted(self.offers, key=lambda item: (sum(self.sizes[item]), item)):
+            case = self.case(process, host, migration, at_once)
+            findings = preflight.judge(case)
+            if all(item.warning for item in findings):
+                port = int(self.offers[host]["ports"][process["name"]])
+                return Placed(process, host, migration, preflight.result(case, findings), port), findings
+            against += [item for item in findings if item not in against]
+        nobody = Finding("destination", "evacuation", "No destination was reached.", "Look at their SSH and network.")
+        return None, against or [nobody]
+
+    def case(self, process: Facts, host: str, migration: Facts, at_once: int) -> Case:
+        return Case(
+            source=self.source["node"],
+            destination=self.left(host, at_once),
+            tree=process["tree"],
+            there=self.offers[host]["there"][process["name"]],
+            params=migration,
+            names={"source": self.name, "destination": host},
+            reached_by=tuple(self.reached.values()),
+        )
+
+    def left(self, host: str, at_once: int) -> Facts:
+        """The destination's facts without what those take that were placed there before: their memory for good, and
+        images as long as one is on its way."""
+        node: Facts = self.offers[host]["node"]
+        stay = [int(size * preflight_images.RESERVE) for size in self.sizes[host]]
+        images = sum(sorted(stay)[-(at_once - 1) :]) if at_once > 1 else 0
+        space = {
+            path: {**place, "free": max(0, place["free"] - images)} if place["fstype"] in ("tmpfs", "ramfs") else place
+            for path, place in node["space"].items()
+        }
+        available = max(0, node["memory"]["available"] - sum(stay) - images)
+        return {**node, "memory": {**node["memory"], "available": available}, "space": space}
+
+
+def told(plan: Plan, source: str) -> list[str]:
+    """The plan for a person, a line for each process."""
+    lines = [
+        f"{item.process['name']}: {preflight.size(item.bytes)} from {source} to {item.host}, "
+        f"{item.preflight['plan']['strategy']}{' + lazy restore' if item.preflight['plan']['lazy_restore'] else ''}"
+        for item in plan.runs
+    ]
+    lines += [f"{item.name}: cannot be saved" for item in plan.refused]
+    return lines or ["No process is registered that runs here."]
+
+
+def wanted(process: Facts) -> Facts:
+    """What a process asks of a destination, as criu_inspect takes it, with the directory for images."""
+    params = process["params"]
+    return {
+        "name": process["name"],
+        "tree": process["tree"],
+        "image_dir": params.get("image_dir") or "",
+        "wanted": {
+            "service_address": str(params.get("service_address") or "").split("/")[0],
+            "service_interface": params.get("service_interface") or "",
+            "working_dir": process["working_dir"],
+            "ports": [int(part) for part in str(params["guard_port_range"]).split("-")],
+        },
+    }
+
+
+def armed_for_notice(config: Facts, limits: Mapping[str, float], port: int = 0) -> Facts:
+    """A guard's configuration as an evacuation wants it: on the port that both know beforehand, no memory fetched ahead
+    (ten that do so at once would take the processors from the dumps), and a dead destination given up soon."""
+    found = {**config, "limits": {**limits, "link": min(float(limits["link"]), LINK)}}
+    if config["role"] == "destination":
+        found.update(ports=[port, port], memory=0)
+    return found
+
+
+# --- afterwards -----------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """One process in the table. outcome: saved, not saved or unknown."""
+
+    name: str
+    outcome: str
+    node: str
+    seconds: float | None
+    downtime: float | None
+    verified: bool | None
+    why: str
+
+
+def is_open(source: Mapping[str, Any], destination: Mapping[str, Any]) -> bool:
+    """Neither record says for certain where the process is: it began to move, and no end of it was seen."""
+    one, two = (item.get("record") or {} for item in (source, destination))
+    begun = "freezing" in (one.get("times") or {}) or two.get("state", "armed") not in ("armed", "undone", "done")
+    return begun and one.get("state") not in ("done", "undone") and two.get("state") != "done"
+
+
+def line(name: str, metrics: Mapping[str, Any], notice: float | None) -> Line:
+    """What became of one process. Saved: it is on the destination and nothing speaks against its being whole.
+
+    :param notice: when the end was announced or the evacuation was begun, seconds of the source's clock
+    """
+    status, error = metrics["status"], metrics.get("error") or {}
+    verified = (metrics.get("integrity") or {}).get("verified")
+    marks = metrics.get("marks") or {}
+    ended = marks.get("done", marks.get("destination_done"))
+    seconds = None if ended is None or notice is None else ended - notice
+    why = str(error.get("message") or "")
+    if status == "migrated":
+        outcome = "not saved" if verified is False else "saved"
+        why = why or ("its proof does not hold" if verified is False else "")
+    elif status == "rolled_back":
+        outcome = "not saved"
+    else:
+        outcome = "unknown" if metrics.get("open") else "not saved"
+        why = why or "it was not started"
+    node = (metrics.get("process") or {}).get("node") or ""
+    downtime = (metrics.get("downtime") or {}).get("frozen")
+    return Line(name, outcome, str(node), seconds if status == "migrated" else None, downtime, verified, why)
+
+
+def table(lines: Sequence[Line], left: float | None) -> str:
+    """All of them for a person, and the sum of it."""
+    saved = sum(item.outcome == "saved" for item in lines)
+    head = f"Evacuation: {saved} of {len(lines)} saved"
+    head += "" if left is None else f", {left:.1f} s were left"
+    width = max((len(item.name) for item in lines), default=4)
+    rows = [f"  {'PROCESS':<{width}}  {'OUTCOME':<9}  {'AFTER':>8}  {'DOWNTIME':>8}  PROOF     NODE"]
+    for item in lines:
+        proof = {True: "whole", False: "NOT WHOLE", None: "-"}[item.verified]
+        rows.append(
+            f"  {item.name:<{width}}  {item.outcome:<9}  {_seconds(item.seconds):>8}  {_seconds(item.downtime):>8}"
+            f"  {proof:<9} {item.node or '-'}"
+        )
+        rows += [f"  {'':<{width}}  {part}" for part in item.why.splitlines()]
+    return "\n".join([head, *rows])
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"

@@ -1,0 +1,288 @@
+"""Many guards of one node: laid out without a start, started in turn, watched; without a guard that does anything."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
+    batch,
+    batch_collect,
+    control,
+    evacuation_look,
+    guard,
+    inspect_destination,
+    net,
+    proc,
+    record,
+    registry,
+    workload,
+)
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.batch import Batch, Run
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
+
+TLS = {"ca": "", "cert": "", "key": ""}
+LIMIT = 20.0
+
+
+@pytest.fixture(autouse=True)
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node of its own, on which a guard that is started ends at once."""
+    monkeypatch.setattr(record, "RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(registry, "FOLDER", str(tmp_path / "registry"))
+    monkeypatch.setattr(control, "ARMING", str(tmp_path / "arming.lock"))
+    monkeypatch.setattr(net, "unmute", lambda _run_id: None)
+    monkeypatch.setattr(guard, "start", lambda *_words: ["true"])
+    monkeypatch.setattr(batch, "LOOK", 0.05)
+    return tmp_path
+
+
+def config(run_id: str, pid: int = 4242, role: str = "source", **more: Any) -> dict[str, Any]:
+    return {"run_id": run_id, "role": role, "pid": pid, "start": 99, "images_dir": f"/none/{run_id}", **more}
+
+
+def arm(*configs: dict[str, Any]) -> bool:
+    return batch.arm(configs, {item["run_id"]: TLS for item in configs})
+
+
+def states(*names: str) -> list[str]:
+    return [control.load(name).state for name in names]
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# --- standing by ---------------------------------------------------------------------------------------------------
+
+
+def test_standing_by_is_a_directory_and_nothing_else() -> None:
+    assert arm(config("a-1"), config("b-1", 4243))
+    assert batch.stands_by("a-1") and not control.alive("a-1")
+    folder = record.run_dir("a-1")
+    assert os.stat(folder).st_mode & 0o777 == 0o700 and os.stat(folder + "/tls/key.pem").st_mode & 0o777 == 0o600
+
+
+def test_a_new_look_replaces_what_stood_by() -> None:
+    arm(config("a-1"), config("b-1", 4243))
+    assert arm(config("a-2"), config("b-1", 4243))
+    assert record.runs() == ["a-2", "b-1"]
+    assert not arm(config("a-2"), config("b-1", 4243)), "the same again changes nothing"
+    assert arm() and record.runs() == []
+
+
+def test_what_has_begun_is_never_forgotten() -> None:
+    arm(config("a-1"))
+    control.start("a-1", "python3")
+    assert not batch.stands_by("a-1") and not batch.forget("a-1")
+    arm()
+    assert record.runs() == ["a-1"]
+
+
+def test_a_migration_that_is_just_being_armed_is_left_alone() -> None:
+    control.arm(config("other-1"), TLS)
+    arm(config("a-1", 4243))
+    assert record.runs() == ["a-1", "other-1"]
+
+
+def test_a_destination_that_was_rebooted_meanwhile_has_lost_nothing() -> None:
+    arm(config("a-1", role="destination"))
+    control.load("a-1").note(boot_id="of the boot before")
+    batch.begin("a-1", "python3")
+    assert control.load("a-1").data["boot_id"] == record.boot_id()
+    control.load("a-1").note(boot_id="of the boot before")
+    batch.begin("a-1", "python3")
+    assert control.load("a-1").data["boot_id"] == "of the boot before", "it has begun: its copy died with that boot"
+
+
+# --- in turn -------------------------------------------------------------------------------------------------------
+
+
+def runs(*names: str, strategy: str = "full") -> list[Run]:
+    arm(*(config(name, 5000 + number, strategy=strategy) for number, name in enumerate(names)))
+    return [Run(name, name) for name in names]
+
+
+def begun(names: list[str]) -> list[str]:
+    return [name for name in names if control.load(name).data.get("begun")]
+
+
+def test_so_many_send_at_a_time_in_this_order() -> None:
+    names = ["c", "a", "b", "d"]
+    turns = Batch(runs(*names), 2, "python3")
+    assert not turns.step() and begun(names) == ["c", "a"]
+    control.load("a").enter("frozen")
+    turns.step()
+    assert begun(names) == ["c", "a"], "its pages are on their way"
+    control.load("a").enter("dumped")
+    turns.step()
+    assert begun(names) == ["c", "a", "b"], "its copy is being restored, which needs no link"
+    for name in ("a", "b", "c"):
+        control.load(name).enter("done")
+    assert not turns.step() and begun(names) == names
+    control.load("d").enter("undone")
+    assert turns.step()
+
+
+def test_memory_that_follows_needs_the_link_to_the_end() -> None:
+    turns = Batch(runs("a", "b", strategy="postcopy"), 1, "python3")
+    turns.step()
+    control.load("a").enter("committed")
+    turns.step()
+    assert begun(["a", "b"]) == ["a"]
+    control.load("a").enter("done")
+    turns.step()
+    assert begun(["a", "b"]) == ["a", "b"]
+
+
+def test_one_that_cannot_begin_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "PATIENCE", 0.0)
+    turns = Batch(runs("a", "b"), 1, "python3")
+    turns.step()
+    turns.step()
+    assert begun(["a", "b"]) == ["a", "b"]
+
+
+def test_all_are_carried_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever plays the guards ends each run as soon as it has begun."""
+    names = ["a", "b", "c"]
+    listed = runs(*names)
+
+    def play() -> None:
+        for place, name in enumerate(names):
+            until(lambda place=place: len(begun(names)) > place)  # type: ignore[misc]
+            control.load(name).enter("undone" if name == "b" else "done")
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    found = batch.carry_out(listed, 1, LIMIT, "python3")
+    thread.join()
+    assert {name: item["record"]["state"] for name, item in found.items()} == {"a": "done", "b": "undone", "c": "done"}
+
+
+def test_a_guard_that_ends_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "RESTARTS", 2)
+    found = batch.carry_out(runs("a"), 1, LIMIT, "python3")
+    assert found["a"]["restarts"] == 3 and "ends again and again" in found["a"]["error"]["message"]
+
+
+def test_the_wait_has_an_end_and_what_was_not_begun_is_told() -> None:
+    found = batch.carry_out(runs("a", "c"), 1, 0.2, "python3")
+    assert found["a"]["record"]["state"] == "armed" and found["c"] == {}
+
+
+def test_a_process_that_another_run_moves() -> None:
+    arm(config("a", 5000), config("b", 5001))
+    control.arm(config("other", 5000), TLS)
+    control.start("other", "python3")
+    turns = Batch([Run("a", "a"), Run("b", "b")], 1, "python3")
+    turns.step()
+    assert "The run other moves this process already" in turns.errors["a"]["message"] and begun(["b"]) == ["b"]
+
+
+def test_a_stalled_run_is_not_waited_for_without_end() -> None:
+    turns = Batch(runs("a"), 1, "python3")
+    turns.step()
+    rec = control.load("a")
+    rec.enter("committed")
+    rec.note(stalled={"message": "m", "remedy": "r", "since": time.time() - control.STALL - 1})
+    assert turns.step()
+
+
+def test_listening_is_awaited_and_errors_are_told() -> None:
+    arm(*(config(name, role="destination", ports=[1, 1]) for name in ("a", "b")))
+    control.load("b").note(guard_error={"message": "no port", "remedy": "r", "details": {}})
+    found = batch.listen(["a", "b", "unknown"], "python3", 0.05)
+    assert "did not begin to listen" in found["a"]["error"]["message"]
+    assert found["b"]["error"]["message"] == "no port" and "no record" in found["unknown"]["error"]["message"]
+
+
+# --- looks ---------------------------------------------------------------------------------------------------------
+
+
+def test_ports_that_stand_by_are_not_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm(config("a", role="destination", ports=[27000, 27000]), config("b", 1, ports=[1, 2]))
+    assert evacuation_look.armed_ports() == {27000}
+    monkeypatch.setattr(inspect_destination, "free_port", lambda first, _last: first)
+    assert evacuation_look.next_port(27000, 27999, {27000, 27001}) == 27002
+    assert evacuation_look.next_port(27000, 27001, {27000, 27001}) == 0
+
+
+# --- afterwards ----------------------------------------------------------------------------------------------------
+
+
+def me() -> proc.Proc:
+    found = proc.stat(os.getpid())
+    assert found is not None
+    return proc.Proc(os.getpid(), found[2])
+
+
+def entry(name: str) -> dict[str, Any]:
+    by = {"pid": 1, "start": 2, "boot_id": "of the source"}
+    return {"name": name, "priority": 3, "by": by, "params": {}}
+
+
+def test_the_entry_follows_the_process() -> None:
+    """On the destination it is written, for the process as it is there; on the source it goes."""
+    arm(config("a", role="destination"))
+    control.load("a").enter("done", procs=[me().as_dict()])
+    registry.put(entry("gone"))
+    arm(config("b"))
+    control.load("b").enter("done")
+    told = [{"run_id": "a", "name": "here", "entry": entry("here")}, {"run_id": "b", "name": "gone", "entry": {}}]
+    assert batch_collect.remove(told) == {"changed": True, "kept": []}
+    (left,), _problems = registry.entries()
+    assert left["name"] == "here" and registry.locate(left).pid == os.getpid() and left["priority"] == 3
+    assert sorted(os.listdir(record.run_dir("a"))) == ["record.json"]
+
+
+def test_what_has_not_ended_is_kept_and_told() -> None:
+    arm(config("a"), config("b", 1))
+    control.load("a").enter("committed")
+    told = [{"run_id": name, "name": name, "entry": entry(name)} for name in ("a", "b", "c")]
+    assert batch_collect.remove(told) == {"changed": True, "kept": ["a"]}
+    assert record.runs() == ["a"] and registry.entries()[0] == []
+
+
+def test_collected_with_its_proof_where_the_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "verify_process", lambda pid, _limit: {"verified": True, "pid": pid})
+    arm(config("a", role="destination"), config("b", 1, role="destination"), config("c", 2, role="destination"))
+    control.load("a").enter("done", procs=[me().as_dict()])
+    control.load("b").enter("undone", procs=[me().as_dict()])
+    found = batch_collect.collect([{"run_id": name, "pid": 0, "since": None} for name in "abc"], {}, "python3")
+    assert found["a"]["verified"] == {"verified": True, "pid": os.getpid()}
+    assert "verified" not in found["b"] and found["b"]["record"]["state"] == "undone"
+    assert found["c"]["never_began"] is True
+
+
+def test_a_proof_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_pid: int, _limit: float) -> dict[str, Any]:
+        raise MigrationError("it did not answer")
+
+    monkeypatch.setattr(workload, "verify_process", fails)
+    arm(config("a", role="destination"))
+    control.load("a").enter("done", procs=[me().as_dict()])
+    found = batch_collect.collect([{"run_id": "a"}], {}, "python3")["a"]
+    assert found["proof_error"]["message"] == "it did not answer" and "verified" not in found
+
+
+def test_the_heartbeat_around_the_freeze(node: Path) -> None:
+    import struct
+
+    stamps = [100.0, 100.5, 101.0, 104.0, 104.5]
+    (node / "heartbeat.bin").write_bytes(struct.pack("<5d", *stamps))
+    arm(config("a", role="destination", working_dir=str(node)))
+    rec = control.load("a")
+    rec.note(times={**rec.data["times"], "resumed": 103.9})
+    source = {"times": {"stopping": 101.0, "frozen": 101.1}, "clock": {"offset": 0.0}}
+    assert batch_collect.heartbeat(rec, source, None)["service"]["seconds"] == 3.0
+    assert batch_collect.heartbeat(rec, {"times": {}}, None) == {}
