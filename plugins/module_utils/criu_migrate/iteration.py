@@ -116,7 +116,7 @@ def dirtied(seen: Sequence[Sample], seconds: float, whole: float, *, hopeful: bo
     slope = (median_high if hopeful else median)([_even(kept[0], whole), *_slopes(kept)])
     if len(kept) == 1 and not hopeful:
         slope /= 2
-    guesses = [one.dirtied * (seconds / one.seconds) ** slope for one in kept]
+    guesses = [one.dirtied * math.pow(seconds / one.seconds, slope) for one in kept]
     return min(whole, (median_low if hopeful else median)(guesses))
 
 
