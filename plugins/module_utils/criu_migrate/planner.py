@@ -59,10 +59,10 @@ class Costs(NamedTuple):
     freeze: float = 0.003  # SIGSTOP until every thread is stopped
     dump: float = 0.05  # without memory; postcopy 0.058 s at 128 MB, 0.33 s at 4,024 MB: the slope is next
     pipe: float = 0.07e-9  # a byte, into CRIU's page pipes before any is sent: no link hides it
-    images: float = 0.01  # small images and delta; 0.008 s by full, 0.025 s by postcopy
+    images: float = 0.02  # small images and delta, starting criu
     eager: float = 0.02  # criu restore; 0.10 s at 125 MB, 0.707 s at 1,083 MB; the slope is next
     eager_byte: float = 0.63e-9  # a byte: nearly all of it page faults
-    lazy: float = 0.045  # criu restore that reads no memory
+    lazy: float = 0.055  # criu restore that reads no memory, its daemon included
     handover: float = 0.01  # restored until thawed
     fill_tls: float = 215e6  # pages that follow over TLS, limited by one Python thread (`make benchmark-fill`)
     fill_none: float = 290e6  # the same not encrypted: 1,017 MB in 3.5 s

@@ -236,9 +236,9 @@ def _plan(
             half = (least + most + 1) // 2
             in_time = all(done.ends <= limit for done in run([*kept, *members[:half]])[0])
             least, most = (half, most) if in_time else (least, half - 1)
-        for one in members[least:]:
-            late[one.name] = run([*kept, *members[:least], one])[0][-1].ends
         kept += members[:least]
+        if members[least:]:  # the larger ones would end later still
+            late.update(dict.fromkeys((one.name for one in members[least:]), run([*kept, members[least]])[0][-1].ends))
     played, busy = run(kept)
     done = dict(zip((one.name for one in kept), played))
     fates = [_saved(one, done[one.name], places[one.name], limit) for one in kept]
@@ -254,7 +254,7 @@ def _saved(one: Process, done: Played, node: str, limit: float) -> Fate:
 
 def _lost(one: Process, late: float | None, limit: float, free: Mapping[str, float]) -> Fate:
     if late is not None:
-        return Fate(one.name, False, None, None, None, f"would end at {late:.1f} s if it were next, {limit:.0f} s left")
+        return Fate(one.name, False, None, None, None, f"would end at {late:.1f} s or later, {limit:.0f} s left")
     most = max(free.values(), default=0.0)
     why = f"no node has {ROOM * one.load.memory / 1e6:.0f} MB left for it; the largest began with {most / 1e6:.0f} MB"
     return Fate(one.name, False, None, None, None, why)
