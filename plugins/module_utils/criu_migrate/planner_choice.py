@@ -25,7 +25,7 @@ from .planner import (
     estimate,
 )
 
-ALIKE = 1.1  # downtimes that differ by less are one: then the plan that is over earlier is taken
+ALIKE = 1.1  # of downtimes that differ by less, the one whose plan is over so much earlier that it is worth it
 TICK = 0.02  # seconds; below this no downtime is told from another
 
 
@@ -144,7 +144,7 @@ def _shortest(fitting: Sequence[Estimate]) -> Estimate:
     best = min(one.downtime for one in fitting)
     return min(
         (one for one in fitting if one.downtime <= max(best * ALIKE, best + TICK)),
-        key=lambda one: (one.seconds, one.downtime),
+        key=lambda one: one.seconds + one.downtime,
     )
 
 
