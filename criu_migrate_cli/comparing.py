@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import runs
+from . import listing, runs
 from .places import CommandError
 
 # Column, path in metrics.json. Seconds, bytes, bytes a second.
@@ -136,10 +136,7 @@ def table(summary: pd.DataFrame, by: Sequence[str] = ()) -> tuple[list[str], lis
 
 def as_text(head: Sequence[str], cells: Sequence[Sequence[Cell]]) -> str:
     """A table in columns."""
-    rows = [[" ".join(filter(None, cell)) for cell in row] for row in cells]
-    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *rows]]
-    return "\n".join("  ".join(row).rstrip() for row in padded)
+    return listing.columns([head, *([" ".join(filter(None, cell)) for cell in row] for row in cells)])
 
 
 def _spread(data: pd.DataFrame, figure: str, by: Sequence[str]) -> dict[str, Any] | None:

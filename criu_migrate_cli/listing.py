@@ -55,6 +55,13 @@ def table(found: Sequence[runs.Run], colour: bool = False) -> str:
     return "\n".join(lines)
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length, each cell as wide as the widest of its column."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
 def _cells(one: dict[str, Any]) -> list[str]:
     texts = {name: "-" if one[name] is None else str(one[name]) for name in HEAD}
     texts.update({name: "-" if one[name] is None else f"{one[name]:.3f}s" for name in NUMBERS})

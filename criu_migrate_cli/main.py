@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import listing, parameters, places, runs
+from . import listing, parameters, places, planning, runs
 from .places import CommandError
 
 DESCRIPTION = "Move a running process tree from one machine to another with CRIU and Ansible, and read what it took."
@@ -50,7 +50,7 @@ WORDS = {"strategy": "migration_strategy"}  # Ansible reserves it, this command 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of all four commands."""
+    """The options of all commands."""
     top = argparse.ArgumentParser(prog="criu-migrate", description=DESCRIPTION, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -78,11 +78,13 @@ def parser() -> argparse.ArgumentParser:
 
     results = add("results", "list the runs", RESULTS)
     results.add_argument("--json", action="store_true", help="for programs")
+    plan = add("plan", "say what would be saved, by which strategy, without any machine", planning.PLAN)
+    planning.add_options(plan)
     for one in (compare, results):
         one.add_argument("--workload", action="append", default=[], metavar="NAME", help="only of this workload")
         one.add_argument("--strategy", action="append", default=[], metavar="NAME", help="only by full, postcopy, ...")
         one.add_argument("--since", metavar="WHEN", help="from then on: 2026-11-21, 2026-11-21T03:15, 30m, 2h, 3d")
-    for one in (report, compare, results):
+    for one in (report, compare, results, plan):
         one.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default ./results")
     return top
 
@@ -176,6 +178,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "report": lambda: command_report(given),
         "compare": lambda: command_compare(given),
         "results": lambda: command_results(given),
+        "plan": lambda: planning.command(given),
     }
     try:
         return commands[given.command]()

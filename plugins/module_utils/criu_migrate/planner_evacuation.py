@@ -13,7 +13,8 @@ from .iteration import MARGIN
 from .planner import FULL, FULL_LAZY, NEVER, Costs, Load, Phase, Strategy, Wish, estimate
 
 AT_ONCE = 8  # more at once than this share the processors of a node too thinly for the costs of one to hold
-ALIKE = 1.05  # ends that differ by less are one: then fewer at once, as each of them waits less for the link
+ALIKE = 1.01  # ends that differ by less are one: then fewer at once, as each of them waits less for the link
+EACH = 0.5  # seconds after which one more process is prepared: an estimate, half of one Ansible task over SSH
 ROOM = 2.0  # memory at the destination while a process comes: its images in tmpfs and itself
 
 
@@ -61,7 +62,7 @@ def evacuation(
     limit: float,
     strategies: Sequence[Strategy] = (FULL, FULL_LAZY),
     encryption: str = "tls",
-    each: float = 0.0,
+    each: float = EACH,
 ) -> Evacuation:
     """Save the most within the deadline; of plans that save as many the one with the least downtime.
 
