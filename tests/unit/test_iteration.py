@@ -9,6 +9,7 @@ import pytest
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.iteration import (
     PAGE,
+    PROBES,
     Round,
     Sample,
     Terms,
@@ -144,6 +145,14 @@ def test_probes_say_before_the_first_round_that_none_is_worth_it() -> None:
         found, predicted = stop_reason([], TERMS, probes)
         assert found == reason
         assert predicted == pytest.approx(5.1)
+
+
+@pytest.mark.parametrize("rate", [20, 60, 200, 2000])
+def test_probes_of_the_usual_length_tell_writers_from_working_sets(rate: int) -> None:
+    windows = [part * WHOLE / LINK for part in PROBES]
+    written = [Sample(seconds, evenly(rate * MB)(seconds)) for seconds in windows]
+    assert (stop_reason([], TERMS, written)[0] == "not_falling") == (rate > 100)
+    assert stop_reason([], TERMS, [Sample(seconds, hot(rate * MB / 20)(seconds)) for seconds in windows])[0] is None
 
 
 def test_a_hybrid_pays_less_for_each_byte_left() -> None:

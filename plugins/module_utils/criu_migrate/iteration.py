@@ -19,6 +19,7 @@ MOST = 8  # rounds; the number at which p.haul and go-criu give up
 GAIN = 0.1  # a round that shortens the downtime by a smaller part than this is not worth its time
 MARGIN = 1.25  # a round and the last copy may take so many times what was predicted before a deadline is missed
 KEPT = 3  # samples that are looked at: the middle one of three is not moved by one noisy round
+PROBES = (0.1, 0.3)  # windows of probes, as parts of the time in which all memory moves: docs/planner.md
 APART = math.log(1.5)
 STRAY = 0.2
 BLINK = 1e-3  # seconds; a shorter window says nothing of a rate
@@ -72,7 +73,7 @@ def stop_reason(rounds: Sequence[Round], terms: Terms, probes: Sequence[Sample] 
     `target`: the prediction meets the target; `rounds`: as many as are allowed; `not_falling`: another round would
     shorten the downtime by less than `gain`; `deadline`: another round and the last copy might not fit.
     Without a sample (one round, no probe) everything counts as written again. Probes are measured before the first
-    round; two, one several times as long as the other, tell a small working set from a quick writer.
+    round, in windows of PROBES: two of different length tell a small working set from a quick writer.
 
     :raises ValueError: a bandwidth or size that is not above 0
     """
