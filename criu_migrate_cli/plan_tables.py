@@ -67,7 +67,8 @@ def as_data(
     if plans:
         data["plans"] = [
             {
-                **load._asdict(), "fits": one.fits, "reason": one.reason,
+                "memory": load.memory, "dirty_rate": load.dirty_rate, "writable": load.writable,
+                "fits": one.fits, "reason": one.reason,
                 "taken": _estimate(one.taken, wish), "rejected": [_estimate(other, wish) for other in one.rejected],
             }
             for load, one in zip(loads, plans, strict=True)

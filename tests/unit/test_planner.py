@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.iteration import MARGIN, PAGE, Round
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.iteration import MARGIN, PAGE, Round, Sample
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.planner import (
     FULL,
     FULL_LAZY,
@@ -240,6 +240,21 @@ def test_measured_dirtying_is_believed_more_than_what_was_thought() -> None:
     again = replan(Load(500 * MB, 1 * MB), PLAIN, Wish(left=60.0), done, EAGER, "tls")
     assert again.taken.rounds == tuple(done)
     assert again.taken.downtime > 4
+
+
+def test_a_program_of_which_nothing_is_known_gets_a_second_round() -> None:
+    done = [moved(500 * MB, 5.0)]
+    again = replan(Load(500 * MB), PLAIN, Wish(left=60.0), done, EAGER, "tls")
+    assert len(again.taken.rounds) == 2
+    # with 1 s left there is no time to find out
+    assert replan(Load(500 * MB), PLAIN, Wish(left=1.0), done, EAGER, "tls").taken.rounds == tuple(done)
+
+
+def test_probes_are_believed_more_than_a_rate() -> None:
+    quick = Load(500 * MB, 1 * MB, probes=(Sample(0.5, 100 * MB), Sample(1.5, 290 * MB)))
+    assert estimate(PRECOPY, quick, PLAIN).rounds == ()
+    assert estimate(PRECOPY, quick._replace(probes=()), PLAIN).downtime < 0.1
+    assert choose(quick, PLAIN, Wish(), EAGER).taken.strategy == FULL
 
 
 def test_replanning_needs_a_round() -> None:

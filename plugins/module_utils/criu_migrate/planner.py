@@ -96,15 +96,26 @@ class Costs(NamedTuple):
 
 
 class Load(NamedTuple):
-    """One process tree: its bytes, bytes/s that it writes to (0: none or unknown), bytes that it writes to at all."""
+    """One process tree: its bytes, bytes/s that it writes to (0: none or unknown), bytes that it writes to at all.
+
+    probes: dirtying that was measured before the first round; believed more than the rate.
+    """
 
     memory: float
     dirty_rate: float = 0.0
     writable: float | None = None  # by default all of the memory
+    probes: tuple[Sample, ...] = ()
 
     def dirties(self, seconds: float) -> float:
         """Different bytes written to in so many seconds."""
+        if self.probes:
+            return min(self.working_set, iteration.dirtied(self.probes, seconds, self.memory))
         return min(self.working_set, self.dirty_rate * seconds)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of its dirtying."""
+        return bool(self.probes) or self.dirty_rate > 0
 
     @property
     def working_set(self) -> float:
@@ -205,8 +216,8 @@ def terms(strategy: Strategy, load: Load, costs: Costs, encryption: str, wish: W
 
 def probes(load: Load, rule: Terms) -> list[Sample]:
     """The dirtying that is known before the first round, in the form in which the stop rule takes it."""
-    if load.dirty_rate <= 0:
-        return []
+    if load.probes or not load.known:
+        return list(load.probes)
     whole = rule.lead + load.memory / rule.bandwidth
     return [Sample(seconds, load.dirties(seconds)) for seconds in (whole / 4, whole)]
 

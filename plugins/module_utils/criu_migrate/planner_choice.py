@@ -26,6 +26,7 @@ from .planner import (
 )
 
 ALIKE = 1.1  # of downtimes that differ by less, the one whose plan is over so much earlier that it is worth it
+ENOUGH = 2  # rounds that make a sample of dirtying
 TICK = 0.02  # seconds; below this no downtime is told from another
 
 
@@ -118,12 +119,14 @@ def replan(
     if not done or not going:
         raise ValueError("A plan is made again after a round, with strategies that make rounds.")
     now = measured(costs, done)
-    every = [
-        estimate(strategy, load, now, encryption, wish._replace(most=most), done, prepared=True)
-        for strategy in going
-        for most in (wish.most, len(done))  # going on, and stopping at once
-    ]
-    return _pick(every, wish, (encryption,))
+    onward, at_once = (
+        [estimate(strategy, load, now, encryption, wish._replace(most=most), done, prepared=True) for strategy in going]
+        for most in (wish.most, len(done))
+    )
+    ahead = _pick(onward, wish, (encryption,))
+    # After one round of a program of which nothing is known, only another round tells what stopping would cost.
+    blind = len(done) < ENOUGH and not load.known
+    return ahead if blind and ahead.fits else _pick([*onward, *at_once], wish, (encryption,))
 
 
 def measured(costs: Costs, done: Sequence[Round]) -> Costs:
