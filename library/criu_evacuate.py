@@ -96,8 +96,8 @@ processes:
   returned: O(state=inspected)
   type: list
 problems:
-  description: Entries whose process is not here, in words.
-  returned: O(state=inspected)
+  description: Entries whose process is not here, or that could not follow their process, in words.
+  returned: O(state=inspected), O(state=absent)
   type: list
 there:
   description: What a process meets on this node, by its name.
@@ -143,7 +143,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import batch, batch_collect, evacuation, evacuation_look, notices, registry
+from ..module_utils.criu_migrate import batch, batch_collect, evacuation_look, notices, registry
 from ..module_utils.criu_migrate.errors import MigrationError
 
 LISTEN = 20.0  # seconds in which a guard has to listen
@@ -156,7 +156,8 @@ def started(given: dict[str, Any]) -> dict[str, Any]:
         found = batch.listen([str(run["run_id"]) for run in given["runs"]], sys.executable, LISTEN)
         return {"changed": bool(given["runs"]), "runs": found, "began": began, "now": time.time()}
     runs = [batch.Run(str(run["run_id"]), str(run["name"])) for run in given["runs"]]
-    found = batch.carry_out(runs, given["at_once"], given["seconds"], sys.executable)
+    left = (notices.read() or {}).get("seconds_left")
+    found = batch.carry_out(runs, given["at_once"], given["seconds"], sys.executable, left)
     entries = [entry["name"] for entry in registry.entries()[0]]
     more = {"notice": notices.read(), "began": began, "now": time.time(), "entries": entries}
     return {"changed": bool(runs), "runs": found, **more}
@@ -170,7 +171,7 @@ def act(given: dict[str, Any], check: bool) -> dict[str, Any]:
         return {"changed": False, **evacuation_look.source(given["control_clock"])}
     if state == "offered":
         source = given["source"]
-        wanted = [evacuation.wanted(item) for item in source["processes"]]
+        wanted = [evacuation_look.wanted(item) for item in source["processes"]]
         found = evacuation_look.destination(source["cpu"], wanted, given["control_clock"])
         return {"changed": False, **found}
     if state == "armed":

@@ -18,6 +18,10 @@ options:
     description: What M(criu_evacuate) returned on the source with V(started); also where it was lost meanwhile.
     type: dict
     default: {}
+  listening:
+    description: What it returned with V(started) on the destinations, by host.
+    type: dict
+    default: {}
   collected:
     description: What it returned with V(collected), by host; also where a host could not be reached.
     type: dict
@@ -68,6 +72,7 @@ from ansible.utils.display import Display
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
     evacuation,
     metrics,
+    naming,
     result_files,
     result_writing,
     results,
@@ -76,6 +81,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "plan": {"type": "dict", "required": True},
     "started": {"type": "dict", "default": {}},
+    "listening": {"type": "dict", "default": {}},
     "collected": {"type": "dict", "required": True},
     "seconds": {"type": "float", "default": 0.0},
     "results_dir": {"type": "str", "default": "results"},
@@ -162,7 +168,11 @@ class ActionModule(ActionBase):
             role: {"name": host, "address": str(hosts[host].get("ansible_host") or "")} for role, host in where.items()
         }
         source, destination = (of_node(given["collected"].get(where[role]) or {}, run["run_id"]) for role in where)
-        told = dict((given["started"].get("runs") or {}).get(run["run_id"]) or {})
+        told = of_node(given["started"], run["run_id"])
+        deaf = of_node(given["listening"].get(run["host"]) or {}, run["run_id"]).get("error")
+        if deaf and not told.get("error"):
+            told["error"] = deaf  # the source only knows that nobody has answered
+        run = {**run, "migration": naming.renamed(run["migration"], run["name"], begun or time.time())}
         built = measured(run, source, destination, begun, names, told)
         logs = result_files.build(source, destination, {}, names, built["status"])
         written = result_writing.write(run["migration"], built, built["status"], logs)

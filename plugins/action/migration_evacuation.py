@@ -19,6 +19,10 @@ options:
     description: What it has found on each destination that was reached with V(offered), by host.
     type: dict
     required: true
+  seconds:
+    description: Seconds that there will be from the notice on; 0 where that is not known.
+    type: float
+    default: 0
   results_dir:
     description: Folder on the control node under which each run gets its own.
     type: str
@@ -89,6 +93,7 @@ TOLD = Path(__file__).resolve().parents[2] / "roles" / "migration" / "vars" / "m
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "source": {"type": "dict", "required": True},
     "offers": {"type": "dict", "required": True},
+    "seconds": {"type": "float", "default": 0.0},
     "results_dir": {"type": "str", "default": "results"},
 }
 
@@ -135,8 +140,9 @@ class ActionModule(ActionBase):
         source = str(variables["inventory_hostname"])
         hosts = variables.get("hostvars", {})
         reached = {name: str(hosts[name].get("ansible_host") or name) for name in [source, *given["offers"]]}
+        began = time.time()
         tokens = [secrets.token_hex(2) for _ in given["source"]["processes"]]
-        planner = evacuation.Planner(given["source"], given["offers"], source, reached, time.time(), tokens)
+        planner = evacuation.Planner(given["source"], given["offers"], source, reached, began, tokens, given["seconds"])
         plan = planner.plan()
         configs: dict[str, list[dict[str, Any]]] = {name: [] for name in reached}
         for placed in plan.runs:
@@ -167,6 +173,7 @@ class ActionModule(ActionBase):
             "migration_preflight": placed.preflight,
             "migration_process": {"pid": placed.process["pid"], "start": placed.process["start"]},
             "migration_peer": address,
+            "migration_looked": [placed.migration["began"]],
             "migration_pause_at": variables.get("migration_pause_at") or {},
             "__migration_armed": {"port": placed.port},
         }

@@ -198,6 +198,16 @@ def test_a_stalled_run_is_not_waited_for_without_end() -> None:
     assert turns.step()
 
 
+def test_rounds_learn_how_much_time_is_left() -> None:
+    """Who was armed long ago counts from then on."""
+    arm(config("a", 5000, pre_copy={"iterations": 8, "left": None}), config("b", 5001))
+    rec = control.load("a")
+    rec.note(times={"armed": time.time() - 1000})
+    Batch([Run("a", "a"), Run("b", "b")], 2, "python3", left=30.0).step()
+    assert guard.read_config("a")["pre_copy"]["left"] == pytest.approx(1030, abs=5)
+    assert "pre_copy" not in guard.read_config("b") and begun(["a", "b"]) == ["a", "b"]
+
+
 def test_listening_is_awaited_and_errors_are_told() -> None:
     arm(*(config(name, role="destination", ports=[1, 1]) for name in ("a", "b")))
     control.load("b").note(guard_error={"message": "no port", "remedy": "r", "details": {}})
@@ -239,17 +249,27 @@ def test_the_entry_follows_the_process() -> None:
     arm(config("b"))
     control.load("b").enter("done")
     told = [{"run_id": "a", "name": "here", "entry": entry("here")}, {"run_id": "b", "name": "gone", "entry": {}}]
-    assert batch_collect.remove(told) == {"changed": True, "kept": []}
+    assert batch_collect.remove(told) == {"changed": True, "kept": [], "problems": []}
     (left,), _problems = registry.entries()
     assert left["name"] == "here" and registry.locate(left).pid == os.getpid() and left["priority"] == 3
     assert sorted(os.listdir(record.run_dir("a"))) == ["record.json"]
+
+
+def test_an_entry_that_cannot_follow_is_told() -> None:
+    """Its process is registered on the destination already, under another name."""
+    arm(config("a", role="destination"))
+    control.load("a").enter("done", procs=[me().as_dict()])
+    registry.put({**entry("first"), "by": {"pidfile": "/run/x"}})
+    told = {"run_id": "a", "name": "second", "entry": {**entry("second"), "by": {"pidfile": "/run/x"}}}
+    (problem,) = batch_collect.remove([told])["problems"]
+    assert problem.startswith("second is not registered here: This process is registered as first already")
 
 
 def test_what_has_not_ended_is_kept_and_told() -> None:
     arm(config("a"), config("b", 1))
     control.load("a").enter("committed")
     told = [{"run_id": name, "name": name, "entry": entry(name)} for name in ("a", "b", "c")]
-    assert batch_collect.remove(told) == {"changed": True, "kept": ["a"]}
+    assert batch_collect.remove(told) == {"changed": True, "kept": ["a"], "problems": []}
     assert record.runs() == ["a"] and registry.entries()[0] == []
 
 

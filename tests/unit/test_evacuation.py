@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import evacuation, limits
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import evacuation, evacuation_look, limits
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.evacuation import Line, Planner
 from tests.conftest import ROOT, Run
 from tests.unit.test_preflight import GIB, good
@@ -49,12 +50,12 @@ def inspected(processes: list[dict[str, Any]]) -> dict[str, Any]:
     return {"node": good()["source"], "processes": processes, "problems": [], "registered": "0123"}
 
 
-def plan(processes: list[dict[str, Any]], **available: int) -> evacuation.Plan:
-    """For destinations with so much memory."""
+def plan(processes: list[dict[str, Any]], seconds: float = 0.0, **available: int) -> evacuation.Plan:
+    """For destinations with so much memory, over a link of which nothing is known."""
     offers = {host.replace("_", "-"): offer(host, processes, size) for host, size in available.items()}
     reached = {"node-1": "10.0.0.1", **dict.fromkeys(offers, "10.0.0.2")}
     tokens = [f"{number:04x}" for number in range(len(processes))]
-    return Planner(inspected(processes), offers, "node-1", reached, 1.8e9, tokens).plan()
+    return Planner(inspected(processes), offers, "node-1", reached, 1.8e9, tokens, seconds).plan()
 
 
 def test_priority_then_the_smallest() -> None:
@@ -67,6 +68,37 @@ def test_priority_then_the_smallest() -> None:
     assert evacuation.told(found, "node-1")[1] == "small: 9.0 MiB from node-1 to node-2, full + lazy restore"
 
 
+def test_the_planner_says_who_is_late_and_they_go_last() -> None:
+    """2 GB and 1.5 GB need 20 s and 15 s at 110 MB/s: in 30 s the smaller one and the small one can be saved."""
+    sizes = {"large": 2000, "middle": 1500, "small": 100}
+    processes = [process(name, pid, size * 10**6) for pid, (name, size) in enumerate(sizes.items(), 20)]
+    found = plan(processes, 30.0, node_2=64 * GIB)
+    assert [run.process["name"] for run in found.runs] == ["small", "middle", "large"]
+    assert len(found.warnings) == 1 and found.warnings[0].startswith("large: would end at ")
+    assert " s of 30 s" in evacuation.told(found, "node-1")[0]
+    assert plan(processes, 120.0, node_2=64 * GIB).warnings == []
+
+
+def test_the_links_speed_is_that_of_earlier_moves() -> None:
+    processes = [process("a", 20, MIB)]
+    source = inspected(processes)
+    source["node"]["links"] = {"10.0.0.2": 5e6, "10.0.0.3": 1e6}
+    planner = Planner(source, {"node-2": offer("node-2", processes)}, "node-1", {"node-2": "10.0.0.2"}, 1.8e9, ["0"])
+    assert planner.bandwidth() == 5e6
+    source["node"]["links"] = {}
+    assert planner.bandwidth() == evacuation.BANDWIDTH
+
+
+@pytest.mark.parametrize(
+    ("asked", "strategy", "expected"),
+    [("auto", "precopy", "full"), ("precopy", "precopy", "precopy"), ("auto", "full", "full")],
+)
+def test_no_rounds_but_where_they_were_asked_for(asked: str, strategy: str, expected: str) -> None:
+    result = {"plan": {"strategy": strategy, "lazy_restore": True, "reason": "r"}}
+    found = evacuation.without_rounds(result, {"migration_strategy": asked})["plan"]
+    assert (found["strategy"], found["lazy_restore"]) == (expected, True)
+
+
 def test_every_run_has_names_and_a_port_of_its_own() -> None:
     found = plan([process(name, number, MIB) for number, name in enumerate("abc", 20)], node_2=6 * GIB)
     assert [run.migration["run_id"] for run in found.runs] == [
@@ -75,6 +107,7 @@ def test_every_run_has_names_and_a_port_of_its_own() -> None:
     assert [run.port for run in found.runs] == [27000, 27001, 27002]
     assert found.runs[0].migration["workload"] == {"name": "process", "params": {"pid": 20}}
     assert found.runs[0].migration["working_dir"] == "/srv/a"
+    assert found.runs[0].migration["deadline"] is None, "it begins with the notice"
 
 
 def test_two_nodes_share_the_load() -> None:
@@ -106,16 +139,18 @@ def test_no_destination_at_all() -> None:
 
 
 def test_what_a_process_asks_of_a_destination() -> None:
-    asked = evacuation.wanted(process("a", 20, MIB, service_address="10.0.0.9/24", guard_port_range="27000-27100"))
+    asked = evacuation_look.wanted(process("a", 20, MIB, service_address="10.0.0.9/24", guard_port_range="27000-27100"))
     assert asked["wanted"] == {
         "service_address": "10.0.0.9", "service_interface": "", "working_dir": "/srv/a", "ports": [27000, 27100]
     }  # fmt: skip
 
 
 def test_guards_that_wait_for_a_notice() -> None:
-    one = evacuation.armed_for_notice({"role": "source"}, {"link": 60.0, "dump": 300.0})
-    assert one == {"role": "source", "limits": {"link": evacuation.LINK, "dump": 300.0}}
-    other = evacuation.armed_for_notice({"role": "destination", "memory": 9, "ports": [1, 9]}, {"link": 3.0}, 27004)
+    one = evacuation.armed_for_notice({"role": "source"}, {"link": 60.0, "dump": 300.0, "peer": 600.0})
+    assert one == {"role": "source", "limits": {"link": evacuation.LINK, "dump": 300.0, "peer": evacuation.PEER}}
+    asked = {"link": 3.0, "peer": 9999.0}
+    other = evacuation.armed_for_notice({"role": "destination", "memory": 9, "ports": [1, 9]}, asked, 27004)
+    assert other["limits"]["peer"] == 9999.0
     assert (other["ports"], other["memory"], other["limits"]["link"]) == ([27004, 27004], 0, 3.0)
 
 
@@ -261,7 +296,8 @@ def test_each_process_gets_its_folder_and_all_a_table(ansible: Run, tmp_path: Pa
     assert told["saved"] is False and "Evacuation: 1 of 3 saved, 26.0 s were left" in told["summary"]
     folders = sorted(path.name[:4] for path in (tmp_path / "results").iterdir() if path.is_dir())
     assert folders == ["good", "kept"]
-    (metrics_file,) = (tmp_path / "results").glob("good_*/metrics.json")
+    # Named after the notice, which came at 100 s, not after the look before it
+    (metrics_file,) = (tmp_path / "results").glob("good_19700101_000140/metrics.json")
     written = json.loads(metrics_file.read_text())
     assert (written["status"], written["deadlines"]["gcp"]["used"], written["run_id"]) == ("migrated", 3.5, good_run)
     assert not told.get("warnings"), "they fit the schema"
@@ -287,6 +323,20 @@ def test_a_source_that_is_gone_by_then(ansible: Run, tmp_path: Path) -> None:
     assert told["saved"] is False
 
 
+def test_why_a_destination_did_not_listen_is_told(ansible: Run, tmp_path: Path) -> None:
+    found = planned(ansible, tmp_path, [process("one", 20, MIB)])
+    run_id = found["runs"][0]["run_id"]
+    silence = {"message": "No word from the destination's guard for 15 s.", "remedy": "", "details": {}}
+    error = {"message": "No port of 27000-27000 is free.", "remedy": "r", "details": {}}
+    told = evacuated(
+        ansible, tmp_path, found,
+        started={"runs": {run_id: {"record": collected("undone", "source", error=silence)["record"]}}, "began": 98.0},
+        listening={"node-2": {"runs": {run_id: {"error": error}}}},
+        collected={"node-1": {"runs": {run_id: collected("undone", "source", error=silence)}}, "node-2": {"runs": {}}},
+    )  # fmt: skip
+    assert [(line["outcome"], line["why"]) for line in told["lines"]] == [("not saved", error["message"])]
+
+
 # --- the playbooks -------------------------------------------------------------------------------------------------
 
 
@@ -310,3 +360,18 @@ def test_wrong_input_is_refused_before_anything(
     done = ansible("ansible-playbook", *arguments)
     assert done.returncode != 0 and expected in done.stdout, done.stdout + done.stderr
     assert "PLAY [Prepare" not in done.stdout and "PLAY [See" not in done.stdout
+
+
+def test_a_look_at_who_would_go_changes_nothing_and_needs_not_every_destination(ansible: Run, tmp_path: Path) -> None:
+    """Check mode, on this machine as two of the nodes; the third is not there."""
+    local = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    groups: dict[str, Any] = {
+        "source": {"hosts": {"node-1": {}}}, "destination": {"hosts": {"node-2": {}, "node-3": gone}}
+    }  # fmt: skip
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"vars": local, "children": groups}}))
+    extra = ("-e", json.dumps({"results_dir": str(tmp_path / "results")}))
+    done = ansible("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), "playbooks/evacuate.yml", "--check", *extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "node-3 takes none" in done.stdout and "No process is registered that runs here." in done.stdout
+    assert not (tmp_path / "results").exists()

@@ -134,10 +134,16 @@ def test_a_broken_entry_is_told_and_hides_no_other(program: Program, text: str) 
 
 
 def test_an_entry_moves_along(program: Program) -> None:
-    entry = {"name": "web", "priority": 3, "params": {}, "by": registry.find(pid=program.pid)["by"]}
-    there = registry.moved(entry, 77, 99)
-    assert there["by"] == {"pid": 77, "start": 99, "boot_id": record.boot_id()} and there["priority"] == 3
-    assert registry.moved({**entry, "by": {"pidfile": "/run/x"}}, 77, 99)["by"] == {"pidfile": "/run/x"}
+    """Under its name, unless that is another process's here."""
+    entry = {"name": "web", "priority": 3, "params": {}, "by": {"pid": 1, "start": 2, "boot_id": "of the source"}}
+    registry.arrive(entry, 77, 99, "4f2a")
+    registry.arrive({**entry, "by": {"pidfile": "/run/x"}}, 78, 99, "0a0b")
+    registry.arrive({**entry, "name": "w" * 40}, 79, 99, "1111")
+    registry.arrive({**entry, "name": "w" * 40}, 80, 99, "2222")
+    found = {item["name"]: item for item in registry.entries()[0]}
+    assert sorted(found) == ["web", "web-0a0b", "w" * 35 + "-2222", "w" * 40]
+    assert found["web"]["by"] == {"pid": 77, "start": 99, "boot_id": record.boot_id()}
+    assert found["web"]["priority"] == 3 and found["web-0a0b"]["by"] == {"pidfile": "/run/x"}
 
 
 # --- the playbook, on this machine as its own node -----------------------------------------------------------------

@@ -6,6 +6,7 @@ process is touched before it is started.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -78,6 +79,17 @@ def begin(run_id: str, python: str) -> None:
     control.start(run_id, python)
 
 
+def tell_time(run_id: str, left: float) -> None:
+    """A guard that makes rounds before the freeze learns how many seconds are left, which it counts from when it was
+    armed: nobody knew them then."""
+    config = guard.read_config(run_id)
+    if config.get("pre_copy"):
+        armed = float(control.load(run_id).data["times"]["armed"])
+        config["pre_copy"]["left"] = left + time.time() - armed
+        path = os.path.join(record.run_dir(run_id), "config.json")
+        record.write_file(path, json.dumps(config, indent=1, sort_keys=True).encode())
+
+
 def listen(run_ids: Sequence[str], python: str, limit: float) -> dict[str, Found]:
     """Start the destination's guards; when this returns they listen, or have said why not. By run: {port}, {error}."""
     found: dict[str, Found] = {}
@@ -104,7 +116,9 @@ class Batch:
     does not answer) makes room after PATIENCE seconds.
     """
 
-    def __init__(self, runs: Sequence[Run], at_once: int, python: str) -> None:
+    def __init__(self, runs: Sequence[Run], at_once: int, python: str, left: float | None = None) -> None:
+        """`left`: seconds until the node ends, None where that is not known."""
+        self.ends = None if left is None else time.monotonic() + left
         self.waiting = list(runs)
         self.at_once = max(1, at_once)
         self.python = python
@@ -124,6 +138,8 @@ class Batch:
 
     def start(self, run_id: str) -> bool:
         """Start the guard of a run; False, and the error is kept, where it cannot be."""
+        if self.ends is not None and run_id not in self.started:
+            _trying(lambda: tell_time(run_id, max(0.0, self.ends - time.monotonic())))  # type: ignore[operator]
         error = _trying(lambda: begin(run_id, self.python)).get("error")
         if error:
             self.errors[run_id] = error
@@ -172,9 +188,11 @@ class Batch:
                 pass
 
 
-def carry_out(runs: Sequence[Run], at_once: int, limit: float, python: str) -> dict[str, Found]:
+def carry_out(
+    runs: Sequence[Run], at_once: int, limit: float, python: str, left: float | None = None
+) -> dict[str, Found]:
     """Start and watch them; by run: {record, restarts} or {error}, and what was not started: {}."""
-    batch = Batch(runs, at_once, python)
+    batch = Batch(runs, at_once, python, left)
     batch.carry_out(limit)
     found: dict[str, Found] = {}
     for run in runs:

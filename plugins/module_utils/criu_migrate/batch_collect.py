@@ -97,9 +97,12 @@ def remove(runs: Sequence[Found]) -> Found:
     """Take away what runs that have ended left, and guards that never began; the registry's entries follow.
 
     A run is {run_id, name, entry}. Where its process has come to this node the entry is written here, where it has left
-    it is dropped. Returns changed, and kept: runs that have not ended and may hold the only copy of a process.
+    it is dropped. Returns changed, kept: runs that have not ended and may hold the only copy of a process, and problems
+    with entries, in words.
     """
-    changed, kept = False, []
+    changed = False
+    kept: list[str] = []
+    problems: list[str] = []
     for run in runs:
         run_id = str(run["run_id"])
         rec = record.Record.load(run_id)
@@ -109,10 +112,13 @@ def remove(runs: Sequence[Found]) -> Found:
             changed = batch.forget(run_id) or changed
         elif rec.final:
             changed = control.remove(run_id) or changed
-            register(rec, run)
+            try:
+                register(rec, run)
+            except MigrationError as error:
+                problems.append(f"{run['name']} is not registered here: {error.text()}")
         else:
             kept.append(run_id)
-    return {"changed": changed, "kept": kept}
+    return {"changed": changed, "kept": kept, "problems": problems}
 
 
 def register(rec: record.Record, run: Found) -> None:
@@ -123,4 +129,5 @@ def register(rec: record.Record, run: Found) -> None:
     if rec.data["role"] == "source":
         registry.drop(str(run["name"]))
     elif procs and procs[0].alive():
-        registry.put(registry.moved(dict(run["entry"]), procs[0].pid, procs[0].start))
+        mark = str(run["run_id"]).rpartition("-")[2]
+        registry.arrive(dict(run["entry"]), procs[0].pid, procs[0].start, mark)

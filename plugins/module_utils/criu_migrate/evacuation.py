@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import naming, preflight, preflight_images
+from . import naming, planner_evacuation, preflight, preflight_images
+from .planner import NEVER, Costs, Load
 from .preflight import Case, Facts, Finding
 
-AT_ONCE = 3  # one that is being prepared, two that send: one at least keeps the link busy
+AT_ONCE = 3  # at least: one that is being prepared, two that send, so that one always keeps the link busy
+STARTING = 2.0  # seconds from the notice to the first freeze where guards stand by: one Ansible task, two programs
+BANDWIDTH = 110e6  # bytes/s of a link of which nothing is known: 1 Gbit/s
+PEER = 7200.0  # seconds that a destination's guard waits for its source's: until it is its turn
 LINK = 15.0  # seconds without a word from a destination until a run is undone: its turn on the link goes to another
 
 
@@ -33,6 +37,16 @@ class Refusal(NamedTuple):
     message: str
 
 
+class Order(NamedTuple):
+    """The processes in the order in which they go, how many send at once, and by name what is expected of each; late:
+    those that would miss the deadline."""
+
+    processes: list[Facts]
+    at_once: int
+    expected: dict[str, str]
+    late: list[str]
+
+
 class Plan(NamedTuple):
     """Who goes, in order, who cannot, what a person should know, and how many send at once."""
 
@@ -40,25 +54,44 @@ class Plan(NamedTuple):
     refused: list[Refusal]
     warnings: list[str]
     at_once: int
+    expected: dict[str, str]
 
 
-def ordered(processes: Iterable[Facts]) -> tuple[list[Facts], int]:
-    """The order in which they go, and how many at once: of a higher priority first, among equals the smallest, which
-    saves the most on a link that they share (shortest processing time first, Smith 1956)."""
-    key = lambda item: (-int(item["priority"]), int(item["tree"]["memory"]["pages"]), str(item["name"]))  # noqa: E731
-    return sorted(processes, key=key), AT_ONCE
+def ordered(processes: Iterable[Facts], free: Mapping[str, float], bandwidth: float, seconds: float) -> Order:
+    """As the planner would have it (planner_evacuation.py). Those that it gives up go last, as an instance may live
+    longer than it was told.
+
+    :param free: bytes of memory that can be taken on each destination
+    :param bandwidth: bytes/s of the source's link
+    :param seconds: that there will be from the notice on, 0 where that is not known
+    """
+    known = {str(item["name"]): item for item in processes}
+    if not known:
+        return Order([], AT_ONCE, {}, [])
+    asked = [
+        planner_evacuation.Process(name, Load(float(item["tree"]["memory"]["pages"])), int(item["priority"]))
+        for name, item in known.items()
+    ]
+    costs = Costs(bandwidth=bandwidth, preparation=STARTING, reserve_byte=0.0)
+    found = planner_evacuation.evacuation(asked, free, costs, seconds or NEVER)
+    # Without a deadline only those are lost that have no room: that is the preflight's to say, with its remedy
+    expected = {fate.name: fate.reason for fate in found.fates} if seconds else {}
+    late = [fate.name for fate in found.fates if not fate.saved] if seconds else []
+    order = [known[fate.name] for fate in found.fates]
+    return Order(order, max(AT_ONCE, found.at_once), expected, late)
 
 
 class Planner:
     """Places each process on a destination that can take it, beside those that were placed there before.
 
     source: what criu_evacuate has found on the source. offers: the same by host of each destination that was reached.
-    names: the source's name. reached: host -> address of all of them. began: seconds since 1970; tokens: one a process.
+    name: of the source. reached: host -> address of all of them. began: seconds since 1970; tokens: one a process.
+    seconds: that there will be from the notice on, 0 where that is not known.
     """
 
     def __init__(
         self, source: Facts, offers: Mapping[str, Facts], name: str, reached: Mapping[str, str], began: float,
-        tokens: Sequence[str],
+        tokens: Sequence[str], seconds: float = 0.0,
     ) -> None:  # fmt: skip
         self.source = source
         self.offers = dict(offers)
@@ -66,35 +99,45 @@ class Planner:
         self.reached = dict(reached)
         self.began = began
         self.tokens = list(tokens)
+        self.seconds = seconds
         self.sizes: dict[str, list[int]] = {host: [] for host in offers}
 
     def plan(self) -> Plan:
-        processes, at_once = ordered(self.source["processes"])
+        free = {host: float(offer["node"]["memory"]["available"]) for host, offer in self.offers.items()}
+        order = ordered(self.source["processes"], free, self.bandwidth(), self.seconds)
         runs: list[Placed] = []
         refused: list[Refusal] = []
-        warnings: list[str] = []
-        for process, token in zip(processes, self.tokens):
-            placed, findings = self.place(process, token, at_once)
+        warnings = [f"{name}: {order.expected[name]}" for name in order.late]
+        for process, token in zip(order.processes, self.tokens):
+            placed, findings = self.place(process, token, order.at_once)
             if placed is None:
                 refused.append(Refusal(str(process["name"]), preflight.message(findings)))
                 continue
             runs.append(placed)
             self.sizes[placed.host].append(placed.bytes)
             warnings += [f"{process['name']}: {item.text()}" for item in findings if item.warning]
-        return Plan(runs, refused, warnings, at_once)
+        return Plan(runs, refused, warnings, order.at_once, order.expected)
+
+    def bandwidth(self) -> float:
+        """Bytes/s of the link, as earlier moves to these destinations have found it."""
+        links = self.source["node"].get("links") or {}
+        found = [float(links[self.reached[host]]) for host in self.offers if self.reached[host] in links]
+        return min(found, default=BANDWIDTH)
 
     def place(self, process: Facts, token: str, at_once: int) -> tuple[Placed | None, list[Finding]]:
         """On the destination with the least to take in so far that has no objection; else the objections of all."""
         params = {"pid": process["pid"]}
         migration = naming.settle(process["params"], "process", params, self.began, token, str(process["name"]))
         migration["working_dir"] = process["working_dir"] or migration["working_dir"]
+        migration["deadline"] = None  # begins with the notice, which is not there yet
         against: list[Finding] = []
         for host in sorted(self.offers, key=lambda item: (sum(self.sizes[item]), item)):
             case = self.case(process, host, migration, at_once)
             findings = preflight.judge(case)
             if all(item.warning for item in findings):
                 port = int(self.offers[host]["ports"][process["name"]])
-                return Placed(process, host, migration, preflight.result(case, findings), port), findings
+                result = without_rounds(preflight.result(case, findings), migration)
+                return Placed(process, host, migration, result, port), findings
             against += [item for item in findings if item not in against]
         nobody = Finding("destination", "evacuation", "No destination was reached.", "Look at their SSH and network.")
         return None, against or [nobody]
@@ -124,37 +167,32 @@ class Planner:
         return {**node, "memory": {**node["memory"], "available": available}, "space": space}
 
 
+def without_rounds(result: Facts, migration: Facts) -> Facts:
+    """Where the strategy was left to us: one dump. Rounds would take the link from the others."""
+    plan = result["plan"]
+    if migration["migration_strategy"] != "auto" or plan["strategy"] not in ("precopy", "hybrid"):
+        return result
+    reason = "one dump, as rounds would take the link from the others of an evacuation"
+    return {**result, "plan": {**plan, "strategy": "full", "reason": reason}}
+
+
 def told(plan: Plan, source: str) -> list[str]:
     """The plan for a person, a line for each process."""
     lines = [
         f"{item.process['name']}: {preflight.size(item.bytes)} from {source} to {item.host}, "
         f"{item.preflight['plan']['strategy']}{' + lazy restore' if item.preflight['plan']['lazy_restore'] else ''}"
+        + (f", {plan.expected[item.process['name']]}" if item.process["name"] in plan.expected else "")
         for item in plan.runs
     ]
     lines += [f"{item.name}: cannot be saved" for item in plan.refused]
     return lines or ["No process is registered that runs here."]
 
 
-def wanted(process: Facts) -> Facts:
-    """What a process asks of a destination, as criu_inspect takes it, with the directory for images."""
-    params = process["params"]
-    return {
-        "name": process["name"],
-        "tree": process["tree"],
-        "image_dir": params.get("image_dir") or "",
-        "wanted": {
-            "service_address": str(params.get("service_address") or "").split("/")[0],
-            "service_interface": params.get("service_interface") or "",
-            "working_dir": process["working_dir"],
-            "ports": [int(part) for part in str(params["guard_port_range"]).split("-")],
-        },
-    }
-
-
 def armed_for_notice(config: Facts, limits: Mapping[str, float], port: int = 0) -> Facts:
     """A guard's configuration as an evacuation wants it: on the port that both know beforehand, no memory fetched ahead
     (ten that do so at once would take the processors from the dumps), and a dead destination given up soon."""
     found = {**config, "limits": {**limits, "link": min(float(limits["link"]), LINK)}}
+    found["limits"]["peer"] = max(float(limits["peer"]), PEER)
     if config["role"] == "destination":
         found.update(ports=[port, port], memory=0)
     return found

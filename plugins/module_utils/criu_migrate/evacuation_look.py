@@ -44,6 +44,22 @@ def _process(entry: registry.Entry) -> Facts:
     return {**entry, "pid": root.pid, "start": root.start, "working_dir": folder, "since": since, "tree": tree}
 
 
+def wanted(process: Facts) -> Facts:
+    """What a process asks of a destination, as criu_inspect takes it, with the directory for images."""
+    params = process["params"]
+    return {
+        "name": process["name"],
+        "tree": process["tree"],
+        "image_dir": params.get("image_dir") or "",
+        "wanted": {
+            "service_address": str(params.get("service_address") or "").split("/")[0],
+            "service_interface": params.get("service_interface") or "",
+            "working_dir": process["working_dir"],
+            "ports": [int(part) for part in str(params["guard_port_range"]).split("-")],
+        },
+    }
+
+
 def add_spaces(node: Facts, paths: Iterable[Any]) -> None:
     """The space at further directories, besides those where images lie by default."""
     for path in paths:

@@ -28,22 +28,32 @@ def settle(
     :param token: some characters that tell runs of one second apart
     :param label: what the run and its results are named after, by default the workload
     """
-    now, label = time.gmtime(began), label or workload
+    label = label or workload
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(began))
     strategy = ALIASES.get(values["migration_strategy"], values["migration_strategy"])
     if values.get("lazy_pages") and strategy in ("auto", "full"):
         strategy = "postcopy"  # what the seed documents mean by it
-    run_id = f"{label}-{time.strftime('%Y%m%d-%H%M%S', now)}-{token}"
-    return {
+    run_id = f"{label}-{stamp}-{token}"
+    named = {
         **values,
         "run_id": run_id,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
-        "began": began,
-        "results_name": f"{label}_{time.strftime('%Y%m%d_%H%M%S', now)}",
         "workload": {"name": workload, "params": dict(params)},
         "migration_strategy": strategy,
         "experiment_name": values.get("experiment_name") or f"{label}-{strategy}",
         "working_dir": values.get("working_dir") or f"/srv/criu-migrate/{run_id}",
         "output_seconds": output_seconds(values),
+    }
+    return renamed(named, label, began)
+
+
+def renamed(migration: Mapping[str, Any], label: str, began: float) -> dict[str, Any]:
+    """Return the fact of a run that begins at that time (seconds since 1970), later than it was named perhaps."""
+    now = time.gmtime(began)
+    return {
+        **migration,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        "began": began,
+        "results_name": f"{label}_{time.strftime('%Y%m%d_%H%M%S', now)}",
     }
 
 

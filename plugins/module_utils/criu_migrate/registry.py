@@ -171,9 +171,14 @@ def digest() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def moved(entry: Entry, pid: int, start: int) -> Entry:
-    """The entry as it is on the node to which its process has been moved: another start time, another boot."""
+def arrive(entry: Entry, pid: int, start: int, mark: str) -> None:
+    """Register a process that has been moved to this node: with another start time, in another boot.
+
+    Where its name belongs to another process here, `mark` is added to it. MigrationError where it cannot be.
+    """
     by = entry["by"]
     if "pid" in by:
         by = {"pid": pid, "start": start, "boot_id": record.boot_id()}
-    return {**entry, "by": by}
+    taken = {other["name"] for other in entries()[0] if other["by"] != by}
+    name = str(entry["name"])
+    put({**entry, "by": by, "name": f"{name[: 39 - len(mark)]}-{mark}" if name in taken else name})
