@@ -96,7 +96,8 @@ class ActionModule(ActionBase):
         pause = FIRST
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            wait = 0.0 if once else given["every"] if left is None else min(given["every"], left)
+            # The first answer comes at once, so that a person sees whether anybody is heard
+            wait = 0.0 if once or not self._said else given["every"] if left is None else min(given["every"], left)
             try:
                 found = self._ask(wait, given["hints"], variables)
             except Lost as error:
