@@ -12,7 +12,12 @@ description:
     changed.
 options:
   seconds:
-    description: How long to wait at most; 0 waits without end.
+    description:
+      - How long to wait; 0 waits without end. A node that cannot be reached then is waited for, as what follows needs it.
+    type: float
+    default: 0
+  at_most:
+    description: Seconds after which a node that cannot be reached is given up; 0 never does.
     type: float
     default: 0
   every:
@@ -68,6 +73,7 @@ FIRST, LONGEST = 0.5, 5.0  # seconds between two tries to reach the node
 FAILURES = 5  # of the module in a row, without a word of its own: the connection died under it, or Python is gone
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "seconds": {"type": "float", "default": 0.0},
+    "at_most": {"type": "float", "default": 0.0},
     "every": {"type": "float", "default": 20.0},
     "hints": {"type": "bool", "default": False},
     "once": {"type": "bool", "default": False},
@@ -92,7 +98,8 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         self._node, self._said, self._failed = str(variables.get("inventory_hostname", "")), "", 0
         once = given["once"] or self._task.check_mode
-        deadline = time.monotonic() + given["seconds"] if given["seconds"] and not once else None
+        began = time.monotonic()
+        deadline = began + given["seconds"] if given["seconds"] and not once else None
         pause = FIRST
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -102,7 +109,7 @@ class ActionModule(ActionBase):
                 found = self._ask(wait, given["hints"], variables)
             except Lost as error:
                 self._say(f"{self._node} cannot be reached, it is tried again and again: {error}")
-                if once or left == 0.0:
+                if once or (given["at_most"] and time.monotonic() > began + given["at_most"]):
                     return {**result, "failed": True, "msg": f"{self._node} cannot be reached: {error}"}
                 time.sleep(pause)  # a node that comes back gives no event here
                 pause = min(pause * 2, LONGEST)
