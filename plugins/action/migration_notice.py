@@ -13,7 +13,8 @@ description:
 options:
   seconds:
     description:
-      - How long to wait; 0 waits without end. A node that cannot be reached then is waited for, as what follows needs it.
+      - How long to wait; 0 waits without end.
+      - A node that cannot be reached then is waited for, as what follows needs it.
     type: float
     default: 0
   at_most:
@@ -61,15 +62,15 @@ stale:
 """
 
 import contextlib
-import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.awaiting import Lost, Wait
+
 MODULE = "criu_watch"
-FIRST, LONGEST = 0.5, 5.0  # seconds between two tries to reach the node
 FAILURES = 5  # of the module in a row, without a word of its own: the connection died under it, or Python is gone
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "seconds": {"type": "float", "default": 0.0},
@@ -79,10 +80,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "once": {"type": "bool", "default": False},
     "registered": {"type": "str", "default": ""},
 }
-
-
-class Lost(Exception):
-    """No answer came from the node."""
 
 
 class ActionModule(ActionBase):
@@ -96,36 +93,18 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, given = self.validate_argument_spec(ARGUMENTS)
         variables = task_vars or {}
-        self._node, self._said, self._failed = str(variables.get("inventory_hostname", "")), "", 0
-        once = given["once"] or self._task.check_mode
-        began = time.monotonic()
-        deadline = began + given["seconds"] if given["seconds"] and not once else None
-        pause = FIRST
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            # The first answer comes at once, so that a person sees whether anybody is heard
-            wait = 0.0 if once or not self._said else given["every"] if left is None else min(given["every"], left)
-            try:
-                found = self._ask(wait, given["hints"], variables)
-            except Lost as error:
-                self._say(f"{self._node} cannot be reached, it is tried again and again: {error}")
-                if once or (given["at_most"] and time.monotonic() > began + given["at_most"]):
-                    return {**result, "failed": True, "msg": f"{self._node} cannot be reached: {error}"}
-                time.sleep(pause)  # a node that comes back gives no event here
-                pause = min(pause * 2, LONGEST)
-                continue
-            pause = FIRST
-            if found.get("failed"):
-                return {**result, **found}
-            self._tell(found)
-            registered = str(found.get("registered") or "")
-            stale = given["registered"] not in ("", registered)
-            if found["notice"] or once or stale or left == 0.0:
-                return {**result, "changed": False, "notice": found["notice"], "registered": registered, "stale": stale}
+        node, self._failed = str(variables.get("inventory_hostname", "")), 0
 
-    def _ask(self, wait: float, hints: bool, variables: dict[str, Any]) -> dict[str, Any]:
+        def ask(seconds: float) -> dict[str, Any]:
+            return self._ask(node, {"state": "noticed", "seconds": seconds, "hints": given["hints"]}, variables)
+
+        wait = Wait(node, ask, lambda text: Display().display(f"... {text}"))
+        once = given["once"] or self._task.check_mode
+        found = wait.until(given["seconds"], given["at_most"], given["every"], given["registered"], once)
+        return {**result, "changed": False, **found}
+
+    def _ask(self, node: str, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """What the node says within so many seconds. Lost where nothing comes."""
-        arguments = {"state": "noticed", "seconds": wait, "hints": hints}
         try:
             found: dict[str, Any] = self._execute_module(MODULE, module_args=arguments, task_vars=variables)
         except AnsibleConnectionFailure as error:
@@ -136,7 +115,7 @@ class ActionModule(ActionBase):
             self._hang_up()
             text = str(found.get("module_stderr") or found.get("msg") or "no word").strip()
             if self._failed >= FAILURES:
-                raise AnsibleActionFail(f"{self._node} cannot be asked for its notice: {text[-500:]}")
+                raise AnsibleActionFail(f"{node} cannot be asked for its notice: {text[-500:]}")
             raise Lost(text.splitlines()[-1] if text else "no word")
         self._failed = 0
         return found
@@ -145,16 +124,3 @@ class ActionModule(ActionBase):
         """The next try makes a connection of its own, also where an old one is shared (ControlPersist)."""
         with contextlib.suppress(Exception):
             self._connection.reset()
-
-    def _tell(self, found: dict[str, Any]) -> None:
-        if found.get("trouble"):
-            self._say(f"{self._node}: no word from the metadata service: {found['trouble']}")
-        else:
-            provider = found.get("provider") or "nobody yet"
-            self._say(f"{self._node}: watching, the metadata service of {provider} answers")
-
-    def _say(self, text: str) -> None:
-        """A line for a person, when it differs from the one before."""
-        if text != self._said:
-            self._said = text
-            Display().display(f"... {text}")
