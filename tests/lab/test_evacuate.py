@@ -73,7 +73,7 @@ def registered(lab: Lab, role: str) -> list[str]:
 
 def all_saved(told: dict[str, Any], names: list[str]) -> None:
     assert sorted(line["name"] for line in told["lines"]) == sorted(names)
-    assert all((line["outcome"], line["verified"]) == ("saved", True) for line in told["lines"]), told
+    assert all((line["outcome"], line["verified"], line["why"]) == ("saved", True, "") for line in told["lines"]), told
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,14 @@ def test_listening_is_awaited_and_errors_are_told() -> None:
     assert found["b"]["error"]["message"] == "no port" and "no record" in found["unknown"]["error"]["message"]
 
 
+def test_one_that_has_ended_before_it_was_looked_at_had_listened() -> None:
+    """With ten on a busy node the first has moved when the last is started."""
+    arm(config("a", role="destination", ports=[1, 1]))
+    control.start("a", "python3")
+    control.load("a").enter("done", port=27000)
+    assert batch.listen(["a"], "python3", 20.0) == {"a": {"port": 27000}}
+
+
 # --- looks ---------------------------------------------------------------------------------------------------------
 
 

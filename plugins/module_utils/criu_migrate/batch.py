@@ -98,8 +98,16 @@ def listen(run_ids: Sequence[str], python: str, limit: float) -> dict[str, Found
     deadline = time.monotonic() + limit
     for run_id in [name for name, item in found.items() if not item]:
         left = max(0.05, deadline - time.monotonic())  # one look at least: it may have said long ago
-        found[run_id] = _trying(lambda run_id=run_id, left=left: {"port": control.wait_for_port(run_id, left)})  # type: ignore[misc]
+        found[run_id] = _trying(lambda run_id=run_id, left=left: {"port": listening(run_id, left)})  # type: ignore[misc]
     return found
+
+
+def listening(run_id: str, limit: float) -> int:
+    """The port of a guard as soon as it listens. While ten are started the first may have done its work and ended."""
+    rec = control.load(run_id)
+    if rec.state != "armed" and rec.data.get("port"):
+        return int(rec.data["port"])
+    return control.wait_for_port(run_id, limit)
 
 
 def _trying(step: Callable[[], Found | None]) -> Found:
