@@ -249,7 +249,7 @@ def table(lines: Sequence[Line], left: float | None) -> str:
     saved = sum(item.outcome == "saved" for item in lines)
     head = f"Evacuation: {saved} of {len(lines)} saved"
     head += "" if left is None else f", {left:.1f} s were left"
-    width = max((len(item.name) for item in lines), default=4)
+    width = max([len("PROCESS"), *(len(item.name) for item in lines)])
     rows = [f"  {'PROCESS':<{width}}  {'OUTCOME':<9}  {'AFTER':>8}  {'DOWNTIME':>8}  PROOF     NODE"]
     for item in lines:
         proof = {True: "whole", False: "NOT WHOLE", None: "-"}[item.verified]
