@@ -12,7 +12,7 @@ import pandas as pd
 from . import listing, runs
 from .places import CommandError
 
-# Column, path in metrics.json. Seconds, bytes, bytes a second.
+# Column, path in metrics.json. Seconds, bytes, bytes a second; an error is a part of what it was.
 FIGURES = {
     "service": ("downtime", "service"),
     "witness": ("downtime", "witness"),
@@ -26,6 +26,8 @@ FIGURES = {
     "total": ("times", "total"),
     "bytes": ("transfer", "bytes"),
     "throughput": ("transfer", "throughput"),
+    "predicted": ("prediction", "downtime"),
+    "prediction_error": ("prediction", "error"),
     "ansible_overhead": ("ansible", "overhead"),
 }
 SHOWN = ("service", "frozen", "total", "bytes")
@@ -61,6 +63,7 @@ def frame(found: Sequence[runs.Run], by: Sequence[str] = ()) -> pd.DataFrame:
             "params": json.dumps(params, sort_keys=True),
         }
         row.update({name: str(params.get(name, "")) for name in by})
+        row["rounds"] = len(run.get("pre_dumps") or [])
         row.update({name: run.get(*path) for name, path in FIGURES.items()})
         rows.append(row)
     unknown = [name for name in by if not any(row[name] for row in rows)]

@@ -84,7 +84,9 @@ def as_data(
             {
                 "run": one.measured.name, "strategy": str(one.measured.strategy), "encryption": one.measured.encryption,
                 "bytes": one.measured.bytes, "predicted_from": one.runs,
-                "downtime": {"predicted": one.downtime, "measured": one.measured.downtime},
+                "downtime": {
+                    "predicted": one.downtime, "by_guard": one.measured.expected, "measured": one.measured.downtime,
+                },
                 "until_free": {"predicted": one.seconds, "measured": one.measured.used},
             }
             for one in checked
@@ -130,13 +132,18 @@ def _leaving(left: Evacuation) -> Iterator[str]:
 
 
 def _errors(checked: Sequence[Prediction]) -> str:
-    rows = [["recorded", "runs", "downtime: error", "quartiles", "most", "until free: error", "quartiles", "most"]]
+    """A row a strategy; what the guards had predicted is shown where some had."""
+    shown = {"downtime_error": "downtime", "until_free_error": "until free"}
+    if any(one.guard_error is not None for one in checked):
+        shown["guard_error"] = "downtime by its guard"
+    rows = [["recorded", "runs"]]
+    for what in shown.values():
+        rows[0] += [f"{what}: error", "quartiles", "most"]
     for name, some in [*_groups(checked), ("all", list(checked))]:
         row = [name, str(len(some))]
-        for figures in _figures(some).values():
-            values = [figures[key] for key in ("median", "q1", "q3", "most")] if figures else []
-            shown = [f"{value:.0%}" for value in values]
-            row += [shown[0], f"{shown[1]} - {shown[2]}", shown[3]] if shown else ["-", "-", "-"]
+        for figures in map(_figures(some).get, shown):
+            values = [f"{figures[key]:.0%}" for key in ("median", "q1", "q3", "most")] if figures else []
+            row += [values[0], f"{values[1]} - {values[2]}", values[3]] if values else ["-", "-", "-"]
         rows.append(row)
     return columns(rows)
 
@@ -154,6 +161,7 @@ def _figures(some: Sequence[Prediction]) -> dict[str, dict[str, float] | None]:
     return {
         "downtime_error": _spread([one.downtime_error for one in some]),
         "until_free_error": _spread([error for error in ends if error is not None]),
+        "guard_error": _spread([one.guard_error for one in some if one.guard_error is not None]),
     }
 
 

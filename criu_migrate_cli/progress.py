@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 Event = Mapping[str, Any]
+# A guard's record and the rounds of pre-dump that were shown: lines for those that were not, and how many are shown now
+Rounds = Callable[[Mapping[str, Any], int], tuple[list[str], int]]
 # The phases in the order of a run; tasks of the role are named "phase | what".
 PHASES = ("prepare", "preflight", "begin", "arm", "hand_over", "fill", "verify", "report")
 COLOURS = {"ok": "32", "changed": "33", "failed": "31", "unreachable": "31", "retry": "36"}
@@ -26,10 +28,13 @@ class Progress:
 
     :param out: where they go
     :param words: renders how a process's memory comes, as the playbook's own callback does
+    :param rounds: the same for the rounds that move it before
     """
 
-    def __init__(self, out: TextIO, words: Callable[[Mapping[str, Any]], str], colour: bool, live: bool) -> None:
-        self.out, self.words, self.colour, self.live = out, words, colour, live
+    def __init__(
+        self, out: TextIO, words: Callable[[Mapping[str, Any]], str], colour: bool, live: bool, rounds: Rounds
+    ) -> None:
+        self.out, self.words, self.colour, self.live, self.rounds = out, words, colour, live, rounds
         self.began = time.monotonic()
         self.limit: float | None = None  # seconds of the deadline
         self.summary = ""
@@ -39,6 +44,7 @@ class Progress:
         self.shown_failure = False
         self.quiet = False  # only take notice: Ansible's own output is shown
         self._phase, self._pages, self._task, self._task_began = 0, "", "", 0.0
+        self._shown = 0  # rounds of pre-dump
         self._filled = 0.0  # share of the memory that has come after the restore
         self._expected = ""  # how much there is to move, by the preflight
         self._lock = threading.Lock()
@@ -56,6 +62,7 @@ class Progress:
         elif kind == "runner_on_ok":
             self._keep(result)
             self._line("changed" if result.get("changed") else "ok", data)
+            self._show_rounds(result)
             self._moved(result)
         elif kind in ("runner_on_failed", "runner_on_unreachable"):
             self._failed(kind.rpartition("_")[2], data, result)
@@ -110,7 +117,15 @@ class Progress:
             self.say("\n".join(f"    {line}" for line in message.splitlines()))
         self.shown_failure = True
 
+    def _show_rounds(self, result: Mapping[str, Any]) -> None:
+        record = result.get("record") if "restarts" in result else None
+        if isinstance(record, Mapping) and record.get("role") == "source":
+            lines, self._shown = self.rounds(record, self._shown)
+            for line in lines:
+                self.say(f"... {line}")
+
     def _retry(self, result: Mapping[str, Any]) -> None:
+        self._show_rounds(result)
         lazy = (result.get("record") or {}).get("lazy")
         if lazy is None:
             return

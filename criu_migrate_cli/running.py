@@ -168,10 +168,11 @@ def run(request: Request) -> int:
     """
     root = places.open_collection()
     from ansible_collections.criu.migrate.plugins.callback.criu_migrate import progress as words
+    from ansible_collections.criu.migrate.plugins.callback.criu_migrate import rounds
 
     terminal = sys.stdout.isatty()
     colour = terminal and not os.environ.get("NO_COLOR")
-    progress = Progress(sys.stdout, words, colour, terminal and not request.verbose)
+    progress = Progress(sys.stdout, words, colour, terminal and not request.verbose, rounds)
     progress.quiet = bool(request.verbose)
     clock = timing.Timing(time.time(), [path.stem for path in (root / "plugins" / "action").glob("*.py")])
     rc, interrupted = INTERRUPTED, list[str]()

@@ -52,6 +52,13 @@ options:
       - How much has come is in C(record.lazy).
     type: bool
     default: false
+  until_round:
+    description:
+      - When watching a source that makes rounds of pre-dump, return as soon as a further one was made, where the next
+        lasts long enough for another task to begin meanwhile. The process runs on the source then, nothing was stopped.
+      - What rounds were like is in C(record.pre_dumps), why no further one was made in C(record.stop_reason).
+    type: bool
+    default: false
   seconds:
     description: How long O(state=watched), and O(state=fenced) on the destination, wait at most, in seconds.
     type: float
@@ -168,7 +175,8 @@ def armed(params: dict[str, Any]) -> dict[str, Any]:
 
 def watch(params: dict[str, Any]) -> int:
     """How often a killed guard had to be started again."""
-    return control.watch(params["run_id"], sys.executable, params["seconds"], params["until_filling"])[1]
+    until = (params["until_filling"], params["until_round"])
+    return control.watch(params["run_id"], sys.executable, params["seconds"], *until)[1]
 
 
 def act(params: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +220,7 @@ def main() -> None:
             "tls": {"type": "dict", "default": {}, "no_log": True},
             "watch": {"type": "bool", "default": False},
             "until_filling": {"type": "bool", "default": False},
+            "until_round": {"type": "bool", "default": False},
             "seconds": {"type": "float", "default": 600.0},
             "working_dir": {"type": "path", "default": ""},
             "pid": {"type": "int", "default": 0},

@@ -33,6 +33,8 @@ from typing import Any
 
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import summary
+
 PAGE = 4096  # bytes
 MB = 1 << 20
 SUMMARIES = ("migration_results", "migration_evacuated")  # actions whose `summary` is for the end
@@ -80,6 +82,21 @@ def progress(lazy: Mapping[str, Any]) -> str:
     return text + (f", about {left:.0f} s left" if left is not None else "")
 
 
+def rounds(record: Mapping[str, Any], shown: int) -> tuple[list[str], int]:
+    """Rounds of pre-dump beyond those that were `shown`, a line each, and why no further one follows; and how many are
+    shown now. They may have begun anew. The reason is said once: it goes with a number of -1.
+    """
+    made = record.get("pre_dumps") or []
+    if shown < 0:
+        return [], shown
+    first = shown if shown <= len(made) else 0
+    lines = [f"round {place} of pre-dump: {summary.round_line(one)}" for place, one in enumerate(made, 1)][first:]
+    reason = summary.stopped(record.get("stop_reason"))
+    if not reason:
+        return lines, len(made)
+    return [*lines, f"no further pre-dump: {reason}"], -1
+
+
 class CallbackModule(DefaultCallback):
     """The output of the playbooks of this collection."""
 
@@ -91,6 +108,7 @@ class CallbackModule(DefaultCallback):
         super().__init__()
         self._summaries: list[str] = []
         self._ticker = Ticker(0)
+        self._rounds: dict[str, int] = {}  # shown of each run
 
     def set_options(self, *arguments: Any, **options: Any) -> None:
         """Take the options from Ansible."""
@@ -109,18 +127,31 @@ class CallbackModule(DefaultCallback):
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Keep a summary for the end."""
-        summary = result.result.get("summary")
-        if summary and result.task.action.rpartition(".")[2] in SUMMARIES:
-            self._summaries.append(str(summary))
+        text = result.result.get("summary")
+        if text and result.task.action.rpartition(".")[2] in SUMMARIES:
+            self._summaries.append(str(text))
         super().v2_runner_on_ok(result)
+        self._show_rounds(result)
 
     def v2_runner_retry(self, result: Any) -> None:
-        """Of memory that is still coming: how much is there, and how long the rest takes at this speed."""
-        lazy = (result.result.get("record") or {}).get("lazy") if isinstance(result.result, dict) else None
-        if lazy is None:
-            super().v2_runner_retry(result)
+        """Of memory that moves: the rounds so far, or how much is there and how long the rest takes at this speed."""
+        record = (result.result.get("record") or {}) if isinstance(result.result, dict) else {}
+        if record.get("lazy") is not None:
+            self._display.display(f"... {progress(record['lazy'])}")
+        elif record.get("state") == "iterating":
+            self._show_rounds(result)
         else:
-            self._display.display(f"... {progress(lazy)}")
+            super().v2_runner_retry(result)
+
+    def _show_rounds(self, result: Any) -> None:
+        """Of what watches a source: the rounds that were not shown yet."""
+        record = result.result.get("record") if "restarts" in result.result else None
+        if not isinstance(record, Mapping) or record.get("role") != "source":
+            return
+        run_id = str(record.get("run_id"))
+        lines, self._rounds[run_id] = rounds(record, self._rounds.get(run_id, 0))
+        for line in lines:
+            self._display.display(f"... {line}")
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Show a failure of ours once: its message says everything, the exception would repeat it."""
@@ -135,5 +166,5 @@ class CallbackModule(DefaultCallback):
         """Show the recap, then the summaries."""
         self._ticker.begin("")
         super().v2_playbook_on_stats(stats)
-        for summary in self._summaries:
-            self._display.display(summary)
+        for text in self._summaries:
+            self._display.display(text)

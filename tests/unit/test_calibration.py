@@ -14,6 +14,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.calibrat
     line,
     read,
 )
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.iteration import Round
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.planner import (
     FULL,
     FULL_LAZY,
@@ -142,3 +143,51 @@ def test_rounds_of_a_recorded_pre_copy_are_taken_as_they_were() -> None:
     )
     assert least <= predicted.downtime <= most
     assert predicted.seconds > 2.5 + Costs().preparation
+
+
+def pre_copied(**changes: Any) -> dict[str, Any]:
+    """A run as pre-copy records it now: two rounds with a pause between them, 4 s from the first look to the freeze."""
+    raw = metrics("redis_20261121_054636")
+    pages = 25600
+    raw.update(strategy="precopy", lazy_restore=True)
+    raw["pre_dumps"] = [
+        {"seconds": 2.0, "bytes": 4 * pages * 4096, "pages_written": 4 * pages, "predicted_downtime": 1.0},
+        {"seconds": 0.5, "bytes": pages * 4096, "pages_written": pages, "predicted_downtime": 0.4},
+    ]
+    frozen = raw["downtime"]["frozen"]
+    raw["marks"]["iterating"] = raw["marks"]["stopping"] - 4.0
+    raw["prediction"] = {"downtime": 1.5 * frozen, "actual": frozen, "error": 0.5}
+    return {**raw, **changes}
+
+
+def test_what_a_guard_had_predicted_is_compared_as_well() -> None:
+    found = read(pre_copied())
+    assert found is not None and len(found.rounds) == 2
+    assert calibration.predict([found])[0].guard_error == pytest.approx(0.5)
+    plain = read(metrics("redis_20261121_054636"))
+    assert plain is not None and calibration.predict([plain])[0].guard_error is None
+
+
+def test_pauses_and_looks_between_rounds_are_no_preparation() -> None:
+    raw = pre_copied()
+    found = read(raw)
+    assert found is not None
+    assert found.preparation == pytest.approx(raw["times"]["preparation"] - 4.0)
+    without = found._replace(iterated=0.0)
+    predicted, other = (calibration.predict([one])[0] for one in (found, without))
+    assert predicted.seconds - other.seconds == pytest.approx(4.0)
+
+
+def test_rounds_that_were_lost_are_time_and_no_rounds() -> None:
+    found = read(pre_copied(prediction={"downtime": None, "actual": None, "error": None}))
+    assert found is not None
+    assert found.rounds == () and found.iterated == pytest.approx(4.0)
+    assert found.bytes == pre_copied()["transfer"]["bytes"]
+
+
+def test_what_a_round_costs_in_which_nothing_moves_is_found() -> None:
+    found = read(pre_copied())
+    assert found is not None
+    sizes = (100 * MB, 200 * MB, 400 * MB)
+    rounds = tuple(Round(0.25 + size / (500 * MB), int(size), int(size) // 4096) for size in sizes)
+    assert costs_of([found._replace(rounds=rounds)]).lead == pytest.approx(0.25)

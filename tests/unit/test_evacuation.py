@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import evacuation, evacuation_look, limits
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
+    costs,
+    evacuation,
+    evacuation_look,
+    limits,
+)
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.evacuation import Line, Planner
 from tests.conftest import ROOT, Run
 from tests.unit.test_preflight import GIB, good
@@ -86,7 +91,7 @@ def test_the_links_speed_is_that_of_earlier_moves() -> None:
     planner = Planner(source, {"node-2": offer("node-2", processes)}, "node-1", {"node-2": "10.0.0.2"}, 1.8e9, ["0"])
     assert planner.bandwidth() == 5e6
     source["node"]["links"] = {}
-    assert planner.bandwidth() == evacuation.BANDWIDTH
+    assert planner.bandwidth() == costs.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,29 @@ def test_memory_that_follows_is_shown() -> None:
 def test_rounds_of_pre_dumps_are_shown() -> None:
     one = {"seconds": 1.0, "frozen": 0.01, "pages_scanned": 4000, "pages_written": 4000}
     two = {**one, "pages_written": 100}
-    metrics = {**load("redis_20261121_054636").metrics, "pre_dumps": [one, two], "stop_reason": "it met the target"}
+    two["predicted_downtime"] = 0.25
+    prediction = {"downtime": 0.25, "actual": 0.2, "error": 0.25}
+    metrics = {**load("redis_20261121_054636").metrics, "pre_dumps": [one, two], "stop_reason": "target",
+               "prediction": prediction, "dump": {"pages_written": 50, "pages_scanned": 4000}}  # fmt: skip
     pages = report_pictures.rounds(metrics)
     assert pages is not None
     assert [row["label"] for row in pages["rows"]] == ["Round 1", "Round 2", "Final dump"]
-    assert "frozen 10 ms" in pages["rows"][1]["value"]
-    assert "No further round: it met the target" in report.html(metrics, {})
+    assert [row["value"] for row in pages["rows"][:2]] == [
+        "4,000 pages, 15.6 MB, frozen 10 ms",
+        "100 pages, 0.4 MB, frozen 10 ms; downtime predicted 250 ms",
+    ]
+    assert [bar["width"] for bar in pages["rows"][1]["bars"]] == [100.0, 2.5], "looked at, and moved"
+    page = report.html(metrics, {})
+    assert "No further round: the predicted downtime meets the target" in page
+    assert "Downtime predicted: 0.250s, it was 0.200s (+25%)" in page
+
+
+def test_rounds_have_their_place_in_the_whole_run() -> None:
+    metrics = load("redis_20261121_054636").metrics
+    marks = {**metrics["marks"], "iterating": metrics["marks"]["stopping"] - 1.5}
+    whole = report_pictures.whole_run({**metrics, "marks": marks})
+    assert whole is not None
+    assert next(row["value"] for row in whole["rows"] if row["label"] == "Rounds of pre-dump") == "1.50 s"
 
 
 def test_a_roll_back_says_why_and_shows_the_logs() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.criu.migrate.plugins.callback.criu_migrate import progress as words
+from ansible_collections.criu.migrate.plugins.callback.criu_migrate import rounds
 from criu_migrate_cli import parameters, running, timing
 from criu_migrate_cli.places import CommandError
 from criu_migrate_cli.progress import Progress
@@ -133,7 +135,7 @@ def test_a_run_without_tasks_is_all_overhead() -> None:
 
 def test_lines_for_the_user() -> None:
     out = io.StringIO()
-    progress = Progress(out, lambda lazy: f"{lazy['pages_transferred']} pages", colour=False, live=False)
+    progress = Progress(out, lambda lazy: f"{lazy['pages_transferred']} pages", colour=False, live=False, rounds=rounds)
     for one in EVENTS:
         progress.feed(one)
     progress.feed(event(9, "runner_retry", res={"record": {"lazy": {"pages_transferred": 7}}}))
@@ -146,7 +148,7 @@ def test_lines_for_the_user() -> None:
 
 
 def test_the_bar_shows_phase_and_deadline() -> None:
-    progress = Progress(io.StringIO(), str, colour=False, live=False)
+    progress = Progress(io.StringIO(), str, colour=False, live=False, rounds=rounds)
     migration = {"run_id": "memory-1", "deadline": {"name": "aws", "limit": 120.0}}
     progress.feed(event(1, "runner_on_ok", host="localhost", res={"migration": migration}))
     progress.feed(task(2, "hand_over | Start the guard", "criu_guard"))
@@ -157,10 +159,8 @@ def test_the_bar_shows_phase_and_deadline() -> None:
 
 def test_the_bar_shows_bytes() -> None:
     """What there is to move before the freeze, what has come during the fill, what was moved at the end."""
-    from ansible_collections.criu.migrate.plugins.callback.criu_migrate import progress as words
-
     out = io.StringIO()
-    progress = Progress(out, words, colour=False, live=False)
+    progress = Progress(out, words, colour=False, live=False, rounds=rounds)
     facts = {"process": {"memory": {"pages": 512 << 20, "lazy": 500 << 20}}}
     progress.feed(task(1, "preflight | Judge", "migration_preflight"))
     progress.feed(event(2, "runner_on_ok", host="node-1", res={"preflight": facts}))
@@ -180,6 +180,43 @@ def test_the_bar_shows_bytes() -> None:
     metrics = {"transfer": {"bytes": 3 << 20, "seconds": 0.5}}
     progress.feed(event(7, "runner_on_ok", host="node-1", res={"metrics": metrics}))
     assert out.getvalue().splitlines()[-1] == "... 3.0 MB moved in 0.50 s"
+
+
+def watched(pages: list[int], reason: str | None = None, **record: Any) -> dict[str, Any]:
+    made = [{"seconds": 2.0, "pages_written": number, "bytes": number * 4096, "frozen": 0.01,
+             "predicted_downtime": 6.5} for number in pages]  # fmt: skip
+    return {"restarts": 0, "record": {"run_id": "redis-1", "role": "source", "state": "iterating", "pre_dumps": made,
+                                      "stop_reason": reason, **record}}  # fmt: skip
+
+
+def test_rounds_are_shown_once_as_they_are_made() -> None:
+    out = io.StringIO()
+    progress = Progress(out, str, colour=False, live=False, rounds=rounds)
+    progress.feed(event(1, "runner_retry", res=watched([2560])))
+    first = "... round 1 of pre-dump: 2.00s, 2560 pages, 10.00 MB, frozen 0.010s, downtime predicted 6.500s"
+    assert out.getvalue().splitlines() == [first]
+    progress.feed(event(2, "runner_retry", res=watched([2560])))
+    progress.feed(event(3, "runner_retry", res=watched([2560, 512, 256])))
+    done = watched([2560, 512, 256, 1], "target", state="done")
+    progress.feed(event(4, "runner_on_ok", host="node-1", res=done))
+    progress.feed(event(5, "runner_on_ok", host="node-1", res=done))
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("... ")]
+    assert [line.split(":")[0] for line in lines] == [
+        "... round 1 of pre-dump", "... round 2 of pre-dump", "... round 3 of pre-dump", "... round 4 of pre-dump",
+        "... no further pre-dump",
+    ]  # fmt: skip
+    assert lines[-1].endswith("the predicted downtime meets the target")
+
+
+def test_rounds_that_begin_anew_are_shown_anew_and_other_nodes_have_none() -> None:
+    assert rounds({"pre_dumps": [{"seconds": 1.0}]}, 3) == (["round 1 of pre-dump: 1.00s"], 1)
+    lines, shown = rounds({"pre_dumps": [], "stop_reason": "failed: no"}, 2)
+    assert len(lines) == 1 and shown == -1
+    assert rounds({}, 0) == ([], 0)
+    out = io.StringIO()
+    progress = Progress(out, str, colour=False, live=False, rounds=rounds)
+    progress.feed(event(1, "runner_retry", res=watched([1], role="destination")))
+    assert out.getvalue() == ""
 
 
 def test_values_are_on_no_command_line(tmp_path: Path) -> None:

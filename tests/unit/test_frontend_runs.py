@@ -132,6 +132,20 @@ def test_quartiles(results: Path) -> None:
     assert [group[f"service_{name}"] for name in ("min", "q1", "median", "q3", "max")] == [1, 2, 3, 4, 5]
 
 
+def test_how_well_a_downtime_was_predicted_is_compared_too(results: Path) -> None:
+    base = runs.load(results / NEWEST[0])
+    found = [base]
+    for number, error in enumerate((-0.2, 0.1, 0.4), 1):
+        prediction = {"downtime": float(number), "actual": 1.0, "error": error}
+        rounds = [{"seconds": 1.0}] * number
+        found.append(runs.Run(base.folder, {**base.metrics, "prediction": prediction, "pre_dumps": rounds}))
+    data = comparing.frame(found)
+    assert list(data["rounds"]) == [0, 1, 2, 3]
+    group = comparing.groups(data).iloc[0]
+    assert (group["predicted_median"], group["prediction_error_median"]) == (2.0, 0.1)
+    assert (group["prediction_error_min"], group["prediction_error_max"]) == (-0.2, 0.4)
+
+
 def test_groups_of_different_sizes_are_said(results: Path) -> None:
     base = runs.load(results / NEWEST[0])
     other = runs.Run(base.folder, {**base.metrics, "workload": {"name": "memory", "params": {"mb_size": 7}}})

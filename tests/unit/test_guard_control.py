@@ -126,3 +126,63 @@ def test_a_fence_is_written_down_for_the_guard() -> None:
     assert found.state == "restored" and found.data["fencing"], found.data
     found.enter("done")
     assert not control.fence("first", "python3", 0.0)
+
+
+def iterating(rounds: int, under_way: int, predicted: float | None = control.ROOM) -> record.Record:
+    """A source that has made so many rounds; the pre-dump of round `under_way` was started last."""
+    rec = record.Record.load(armed("rounds")) or record.Record.create("rounds", "source")
+    made = [{"predicted_downtime": predicted}] * rounds
+    rec.enter("iterating", pre_dumps=made, jobs={"pre-dump": {"log": f"/x/criu-pre-dump-{under_way}.log"}})
+    return rec
+
+
+@pytest.mark.parametrize(
+    ("rounds", "under_way", "predicted", "seen", "shown"),
+    [
+        (1, 2, control.ROOM, 0, True),
+        (11, 12, 99.0, 9, True),
+        (1, 1, control.ROOM, 0, False),  # it is still being decided whether another one follows
+        (1, 2, control.ROOM, 1, False),
+        (1, 2, control.ROOM - 0.1, 0, False),
+        (1, 2, None, 0, False),
+        (0, 1, None, 0, False),
+        (1, 12, 99.0, 0, False),
+    ],
+)
+def test_a_round_is_shown_where_the_next_one_gives_time_for_it(
+    rounds: int, under_way: int, predicted: float | None, seen: int, shown: bool
+) -> None:
+    rec = iterating(rounds, under_way, predicted)
+    assert control.may_show(rec, seen) is shown
+    rec.enter("freezing")
+    assert not control.may_show(rec, seen), "a task that began now would take time from the dump"
+
+
+def test_who_watches_returns_with_a_round_that_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds that are there already were shown; those of before a failure do not hide the ones after it."""
+    rec = iterating(2, 3)
+    lengths = iter([[2, 3], [1, 2], [2, 3]])
+
+    def change(_run_id: str, _state: str, _limit: float) -> record.Record:
+        made, under_way = next(lengths)
+        return iterating(made, under_way)
+
+    monkeypatch.setattr(control, "wait_change", change)
+    monkeypatch.setattr(control, "alive", lambda _run_id: True)
+    found, restarts = control.watch("rounds", "python3", 60.0, until_round=True)
+    assert (len(found.data["pre_dumps"]), restarts) == (2, 0)
+    assert list(lengths) == []
+    assert rec.state == found.state == "iterating"
+
+
+def test_who_does_not_ask_for_rounds_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    iterating(0, 1)
+
+    def change(_run_id: str, _state: str, _limit: float) -> record.Record:
+        rec = iterating(1, 2)
+        rec.enter("done")
+        return rec
+
+    monkeypatch.setattr(control, "wait_change", change)
+    monkeypatch.setattr(control, "alive", lambda _run_id: True)
+    assert control.watch("rounds", "python3", 60.0, until_filling=True)[0].state == "done"

@@ -23,7 +23,7 @@ class Plainly(DestinationGuard):
 
     def __init__(self) -> None:
         self.limits = {"connect": 5.0}
-        self.encrypted, self.postcopy = False, True
+        self.encrypted, self.lazy_token = False, True
         self.taken: list[tuple[int, int]] = []
         self.filling = cast(Filling, SimpleNamespace(connect=self.connect))
 

@@ -410,7 +410,8 @@ def test_a_new_connection_ends_the_one_that_says_nothing(node: Node) -> None:
 
     silent, old = socket.socketpair()
     busy, new = socket.socketpair()
-    thread = threading.Thread(target=made.fetch, args=(cast(Any, Store()),), daemon=True)
+    store = made.fetched = cast(Any, Store())
+    thread = threading.Thread(target=made.fetch, args=(store,), daemon=True)
     thread.start()
     made.connect(Plain(old))
     assert heard.wait(5)

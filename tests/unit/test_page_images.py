@@ -10,12 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import sockets
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazymap, sockets, stats
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost, MigrationError
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.page_images import PAGE, Receiver
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.page_images import (
+    HERE,
+    PAGE,
+    PageImages,
+    Receiver,
+    lie_late,
+)
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Plain, Secure
 from tests.unit.test_secure import contexts, pair
 
@@ -76,7 +83,7 @@ class Criu:
 def test_a_dump_arrives(ends: tuple[Secure, Secure], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    receiver = Receiver(ends[1], str(images), str(tmp_path / "log"))
+    receiver = Receiver(ends[1], PageImages(str(images)), str(tmp_path / "log"))
     criu, first, second = Criu(ends[0]), os.urandom(300 * PAGE), os.urandom(2 * PAGE)
     criu.say(PARENT, 7 << 8 | 1)
     assert criu.hear(4) == bytes(4)
@@ -118,7 +125,7 @@ def nothing(criu: Criu) -> None:
 def test_what_is_no_dump_is_an_error(
     ends: tuple[Secure, Secure], tmp_path: Path, harm: Callable[[Criu], None], error: type[Exception], text: str
 ) -> None:
-    receiver = Receiver(ends[1], str(tmp_path), str(tmp_path / "log"))
+    receiver = Receiver(ends[1], PageImages(str(tmp_path)), str(tmp_path / "log"))
     harm(Criu(ends[0]))
     with pytest.raises(error, match=text):
         receiver.result(10)
@@ -131,7 +138,7 @@ def test_a_file_that_takes_no_more(
     full = os.memfd_create("full", os.MFD_ALLOW_SEALING)
     fcntl.fcntl(full, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     monkeypatch.setattr(os, "open", lambda path, *how: full if "pages-" in str(path) else real(path, *how))
-    receiver = Receiver(ends[1], str(tmp_path), str(tmp_path / "log"))
+    receiver = Receiver(ends[1], PageImages(str(tmp_path)), str(tmp_path / "log"))
     criu = Criu(ends[0])
     criu.say(OPEN, 7 << 8 | 1)
     criu.hear(1)
@@ -145,7 +152,7 @@ def test_a_page_map_that_cannot_be_written(
     ends: tuple[Secure, Secure], tmp_path: Path, last: str, text: str
 ) -> None:
     (tmp_path / "pagemap-7.img").symlink_to("/dev/full")
-    receiver = Receiver(ends[1], str(tmp_path), str(tmp_path / "log"))
+    receiver = Receiver(ends[1], PageImages(str(tmp_path)), str(tmp_path / "log"))
     criu = Criu(ends[0])
     criu.say(OPEN, 7 << 8 | 1)
     criu.hear(1)
@@ -159,7 +166,7 @@ def test_a_page_map_that_cannot_be_written(
 
 
 def test_stopping_ends_it(ends: tuple[Secure, Secure], tmp_path: Path) -> None:
-    receiver = Receiver(ends[1], str(tmp_path), str(tmp_path / "log"))
+    receiver = Receiver(ends[1], PageImages(str(tmp_path)), str(tmp_path / "log"))
     receiver.stop()
     with pytest.raises(LinkLost):
         receiver.result(10)
@@ -181,3 +188,169 @@ def test_the_cork_comes_off_whenever_it_was_put_on() -> None:
     local, other = socket.socketpair()
     with local, other:
         sockets.uncork(local, lambda: True)  # a socket that knows no cork
+
+
+IN_PARENT = 1
+
+
+def take(folder: Path, log: Path, parent: PageImages | None, dump: Callable[[Criu], None], late: bool) -> PageImages:
+    """One dump's pages through a receiver, in images of their own."""
+    folder.mkdir()
+    near, far = tcp()
+    images = PageImages(str(folder), parent, late)
+    receiver = Receiver(Plain(far), images, str(log))
+    with near:
+        criu = Criu(Plain(near))
+        dump(criu)
+        criu.say(FORCE_CLOSE)
+        assert criu.hear(4) == bytes(4)
+        receiver.result(5.0)
+    return images
+
+
+def begin(criu: Criu, owner: int, inherits: bool) -> None:
+    """What `criu dump` and `criu pre-dump` ask before they send anything of a process."""
+    criu.say(PARENT, owner)
+    assert criu.hear(4) == struct.pack("<i", inherits)
+    criu.say(OPEN, owner)
+    assert criu.hear(1) == bytes([inherits])
+
+
+def three_rounds(tmp_path: Path, late: bool = False) -> tuple[list[PageImages], bytes]:
+    """Sixteen pages; then the third and fourth are written to; then the fourth. And what the memory holds at last."""
+    owner, memory = 7 << 8 | 1, bytearray(os.urandom(16 * PAGE))
+
+    def write(first: int, pages: int) -> bytes:
+        data = os.urandom(pages * PAGE)
+        memory[first * PAGE : (first + pages) * PAGE] = data
+        return data
+
+    def first(criu: Criu) -> None:
+        begin(criu, owner, False)
+        criu.say(ADD | (PRESENT | LAZY) << 16, owner, 0x10000, 12, bytes(memory[: 12 * PAGE]))
+        criu.say(ADD | PRESENT << 16, owner, 0x10000 + 12 * PAGE, 4, bytes(memory[12 * PAGE :]))
+
+    def second(criu: Criu) -> None:
+        begin(criu, owner, True)
+        criu.say(ADD | IN_PARENT << 16, owner, 0x10000, 2)
+        criu.say(ADD | (PRESENT | LAZY) << 16, owner, 0x10000 + 2 * PAGE, 2, write(2, 2))
+        criu.say(ADD | IN_PARENT << 16, owner, 0x10000 + 4 * PAGE, 12)
+
+    def third(criu: Criu) -> None:
+        begin(criu, owner, True)
+        criu.say(ADD | IN_PARENT << 16, owner, 0x10000, 3)
+        criu.say(ADD | (PRESENT | LAZY) << 16, owner, 0x10000 + 3 * PAGE, 1, write(3, 1))
+        criu.say(ADD | IN_PARENT << 16, owner, 0x10000 + 4 * PAGE, 12)
+
+    made: list[PageImages] = []
+    for number, dump in enumerate((first, second, third)):
+        folder = tmp_path / f"pre-{number}"
+        made.append(take(folder, tmp_path / "log", made[-1] if made else None, dump, late and number == 2))
+        if number:
+            (folder / "parent").symlink_to(f"../pre-{number - 1}")
+    return made, bytes(memory)
+
+
+def varints(data: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in data:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number
+            number = shift = 0
+
+
+def decode(path: str) -> list[dict[str, Any]]:
+    """What crit would say of a page map, as this machine may have no CRIU; one area takes all of the memory in."""
+    if "pagemap" not in path:
+        return [{"vmas": [{"start": 0x10000, "end": 0x10000 + 16 * PAGE}]}]
+    data, at, found = Path(path).read_bytes(), 8, []
+    names = {1: "vaddr", 4: "flags", 5: "nr_pages"}
+    while at < len(data):
+        size = struct.unpack_from("<I", data, at)[0]
+        numbers = list(varints(data[at + 4 : at + 4 + size]))
+        found.append({names.get(key >> 3, "old"): value for key, value in zip(numbers[::2], numbers[1::2])})
+        at += 4 + size
+    return [{"pages_id": found[0]["vaddr"]}, *found[1:]]
+
+
+def test_pages_that_did_not_change_are_found_in_earlier_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "decode", decode)
+    made, memory = three_rounds(tmp_path, late=True)
+    (tmp_path / "pre-2" / "mm-7.img").touch()
+    found = lazymap.ranges(str(tmp_path / "pre-2"), 7)
+    content = b""
+    for item in found:
+        with Path(item.path).open("rb") as handle:
+            handle.seek(item.offset)
+            content += handle.read(item.end - item.start)
+    assert [found[0].start, found[-1].end] == [0x10000, 0x10000 + 12 * PAGE]  # the last four cannot come late
+    assert content == memory[: 12 * PAGE]
+    assert made[-1].count == 1
+
+
+def test_memory_of_pages_that_nobody_needs_is_given_back(tmp_path: Path) -> None:
+    made, memory = three_rounds(tmp_path)
+    sizes = [path.stat().st_blocks * 512 for path in sorted(tmp_path.glob("pre-*/pages-*.img"))]
+    assert sizes == [16 * PAGE, 2 * PAGE, PAGE]
+    made[1].forget_parent()
+    made[2].forget_parent()
+    sizes = [path.stat().st_blocks * 512 for path in sorted(tmp_path.glob("pre-*/pages-*.img"))]
+    assert sizes == [14 * PAGE, PAGE, PAGE]
+    held = made[2].held[7 << 8 | 1]
+    content = b"".join(Path(item.path).read_bytes()[item.offset :][: item.end - item.start] for item in held)
+    assert content == memory
+
+
+def test_a_page_that_no_earlier_dump_has_is_refused(tmp_path: Path) -> None:
+    made, _memory = three_rounds(tmp_path)
+    images = PageImages(str(tmp_path / "pre-2"), made[-1])
+    images.open(7 << 8 | 1)
+    with pytest.raises(MigrationError, match="lack pages between 0x1f000 and 0x21000"):
+        images.add(0x10000 + 15 * PAGE, 2, IN_PARENT)
+    first = PageImages(str(tmp_path / "pre-0"))
+    first.open(7 << 8 | 1)
+    with pytest.raises(MigrationError, match="lack pages"):
+        first.add(0x10000, 1, IN_PARENT)
+
+
+def test_page_maps_of_a_lazy_dump_say_that_what_is_here_may_come_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hybrid: criu wrote the page map on the source, on page maps that the destination gave it."""
+    monkeypatch.setattr(stats, "decode", decode)
+    made, memory = three_rounds(tmp_path)
+    last, owner = made[-1], 7 << 8 | 1
+    (tmp_path / "given.img").write_bytes(last.page_map(owner))
+    given = [(entry["vaddr"], entry["nr_pages"], entry["flags"]) for entry in decode_map(tmp_path / "given.img")]
+    assert sum(pages for _at, pages, _flags in given) == 16
+    assert all(flags & PRESENT and not flags & IN_PARENT for _at, _pages, flags in given)
+    assert last.maps() == {"pagemap-7.img": owner}
+    images = tmp_path / "images"
+    source = PageImages(str(tmp_path), last)
+    source.open(owner)
+    source._write(0x10000, 5, IN_PARENT)
+    source._write(0x10000 + 5 * PAGE, 1, LAZY)
+    source._write(0x10000 + 6 * PAGE, 10, IN_PARENT)
+    source.close()
+    images.mkdir()
+    (images / "parent").symlink_to("../pre-2")
+    (tmp_path / "pagemap-7.img").rename(images / "pagemap-7.img")
+    (images / "mm-7.img").touch()
+    for _twice in range(2):
+        lie_late(str(images), last)
+        flags = [entry["flags"] for entry in decode_map(images / "pagemap-7.img")]
+        assert {LAZY | HERE, LAZY, IN_PARENT} == set(flags)
+    found = lazymap.ranges(str(images), 7)
+    assert [(item.start, item.end) for item in found if not item.path] == [(0x10000 + 5 * PAGE, 0x10000 + 6 * PAGE)]
+    held = [item for item in found if item.path]
+    content = b"".join(Path(item.path).read_bytes()[item.offset :][: item.end - item.start] for item in held)
+    assert content == memory[: 5 * PAGE] + memory[6 * PAGE : 12 * PAGE]
+
+
+def decode_map(path: Path) -> list[dict[str, Any]]:
+    """Entries of a page map under another name."""
+    named = path.with_name("pagemap-0.img")
+    named.write_bytes(path.read_bytes())
+    return decode(str(named))[1:]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import naming, parameters
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.limits import DEFAULTS
@@ -93,6 +95,39 @@ def test_names() -> None:
     assert names(["interval"]) == ["interval: this is a parameter of dataproc and memory, not of redis."]
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "value", "problem"),
+    [
+        ("downtime_target", "0.05", 0.05, ""),
+        ("downtime_target", "0", None, "must lie between 0.001 and 3600"),
+        ("downtime_target", "-1", None, "must lie between 0.001 and 3600"),
+        ("downtime_target", "soon", None, "must be a number"),
+        ("predump_interval", "0", 0.0, ""),
+        ("predump_interval", "3601", None, "must lie between 0 and 3600"),
+        ("predump_interval", "-0.1", None, "must lie between 0 and 3600"),
+        ("predump_iterations", "0", 0, ""),
+        ("predump_iterations", "1001", None, "must lie between 0 and 1000"),
+        ("predump_iterations", "2.5", None, "must be a whole number"),
+    ],
+)
+def test_numbers_of_pre_copy(root: Path, name: str, given: str, value: Any, problem: str) -> None:
+    text = (root / "roles" / "migration" / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
+    option = yaml.safe_load(text)["argument_specs"]["main"]["options"][name]
+    checked = parameters.check_spec(Spec({name: option}, parameters.RANGES, []), {name: given}, "migration")
+    if problem:
+        assert len(checked.problems) == 1 and problem in checked.problems[0]
+        assert checked.problems[0].startswith(f"{name}=")
+    else:
+        assert checked.problems == [] and checked.values[name] == value
+        assert type(checked.values[name]) is type(value)
+
+
+def test_without_an_interval_rounds_end_by_rule(root: Path) -> None:
+    text = (root / "roles" / "migration" / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
+    options = yaml.safe_load(text)["argument_specs"]["main"]["options"]
+    assert "default" not in options["predump_interval"]
+
+
 COMMON: dict[str, Any] = {"migration_strategy": "auto", "transfer": "page_server", "limits": {}}
 
 
@@ -101,14 +136,12 @@ def common(**values: Any) -> tuple[dict[str, Any], list[str]]:
     return given, parameters.check_common(given, values)
 
 
-@pytest.mark.parametrize("strategy", ["precopy", "predump", "hybrid"])
-def test_strategies_that_are_not_built_are_refused(strategy: str) -> None:
-    assert common(migration_strategy=strategy)[1][0].startswith(f"migration_strategy={strategy}: not in this version")
-
-
-@pytest.mark.parametrize("strategy", [{"lazy_pages": True}, {"migration_strategy": "postcopy"}])
+@pytest.mark.parametrize(
+    "strategy", [{"lazy_pages": True}, {"migration_strategy": "postcopy"}, {"migration_strategy": "hybrid"}]
+)
 def test_lazy_restore_is_not_for_post_copy(strategy: dict[str, Any]) -> None:
-    assert common(lazy_restore=True, **strategy)[1][0].startswith("lazy_restore is for migration_strategy=full")
+    problems = common(lazy_restore=True, **strategy)[1]
+    assert problems[0].startswith("lazy_restore is for migration_strategy=full and precopy")
     assert common(**strategy)[1] == []
 
 

@@ -133,6 +133,24 @@ def test_recorded_runs_are_predicted_from_each_other(capsys: Captured) -> None:
     assert main(["plan", "--results", str(RUNS), "--deadline", "aws"]) == 0
     shown = capsys.readouterr().out
     assert "full + lazy restore, tls" in shown and "all " in shown and " yes " in shown
+    assert "by its guard" not in shown, "none of these had predicted anything"
+
+
+def test_what_guards_had_predicted_is_compared_with_what_it_was(tmp_path: Path, capsys: Captured) -> None:
+    shutil.copytree(RUNS, tmp_path / "runs")
+    path = tmp_path / "runs" / "redis_20261121_054636" / "metrics.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    frozen = raw["downtime"]["frozen"]
+    raw["prediction"] = {"downtime": 1.25 * frozen, "actual": frozen, "error": 0.25}
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    found = data(capsys, "--results", str(tmp_path))
+    predicted = {one["run"]: one["downtime"]["by_guard"] for one in found["runs"]}
+    assert predicted.pop("redis_20261121_054636") == 1.25 * frozen
+    assert set(predicted.values()) == {None}
+    errors = [one["guard_error"] for one in found["checked"] if one["guard_error"]]
+    assert [one["median"] for one in errors] == [pytest.approx(0.25)]
+    assert main(["plan", "--results", str(tmp_path)]) == 0
+    assert "downtime by its guard: error" in capsys.readouterr().out
 
 
 def test_runs_are_named_as_elsewhere_and_counted_once(capsys: Captured) -> None:

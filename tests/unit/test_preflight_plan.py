@@ -85,7 +85,7 @@ def test_post_copy_that_cannot_be_is_refused_where_an_eager_move_cannot_be_eithe
     facts["destination"]["memory"]["available"] = GIB // 2
     found = preflight.judge(Case(**facts))
     assert [finding.check for finding in found if not finding.warning] == ["images"]
-    assert [finding.check for finding in found if finding.warning] == ["lazy"]
+    assert [finding.check for finding in found if finding.warning] == ["strategy"]
 
 
 def test_full_is_eager_unless_told_otherwise() -> None:
@@ -106,6 +106,114 @@ def test_post_copy_says_what_it_risks() -> None:
 def test_an_unknown_process_and_an_unprepared_node_speak_against_nothing() -> None:
     assert plan(put("tree", {})).lazy_restore
     assert plan(put("destination.criu.features", {})).lazy_restore
+
+
+def tracks(mem_dirty_track: bool | None = True) -> Change:
+    features = {"network_lock_nftables": True}
+    return put("source.criu.features", features if mem_dirty_track is None else
+               {**features, "mem_dirty_track": mem_dirty_track})  # fmt: skip
+
+
+def test_auto_makes_rounds_where_the_kernel_tells_which_pages_change() -> None:
+    found = plan(tracks())
+    assert found[:2] == ("precopy", True)
+    assert found.findings == []
+    assert "tells which pages change" in found.reason and "post-copy only when asked for" in found.reason
+
+
+@pytest.mark.parametrize("known", [False, None])
+def test_auto_makes_none_where_it_does_not(known: bool | None) -> None:
+    assert plan(tracks(known))[:2] == ("full", True)
+
+
+@pytest.mark.parametrize(
+    "against",
+    [
+        put("tree.memory.pages", preflight_plan.WORTH - 1),
+        put("tree", {}),
+        put("params.transfer", "rsync"),
+        put("params.migration_strategy", "full"),
+    ],
+)
+def test_auto_makes_no_rounds_of_little_memory_or_by_rsync(against: Change) -> None:
+    assert plan(tracks(), against).strategy == "full"
+
+
+def test_rounds_of_just_enough_memory() -> None:
+    assert plan(tracks(), put("tree.memory.pages", preflight_plan.WORTH)).strategy == "precopy"
+
+
+def test_some_memory_may_cross_while_the_process_stands_still() -> None:
+    """Each pre-dump sends shared memory before CRIU lets the tree run again."""
+    assert plan(tracks(), put("tree.memory.lazy", GIB - preflight_plan.WORTH)).strategy == "precopy"
+    assert plan(tracks(), put("tree.memory.lazy", GIB - preflight_plan.WORTH - 1)).strategy == "full"
+
+
+@pytest.mark.parametrize("strategy", ["auto", "precopy"])
+@pytest.mark.parametrize(("wanted", "lazily"), [(None, True), (True, True), (False, False)])
+def test_rounds_end_in_a_lazy_restore_unless_told_otherwise(strategy: str, wanted: bool | None, lazily: bool) -> None:
+    found = plan(tracks(), migration_strategy=strategy, lazy_restore=wanted)
+    assert found[:2] == ("precopy", lazily)
+    assert found.findings == []
+    assert bool(found.reason) is (strategy == "auto"), "what was asked for needs no reason"
+
+
+@pytest.mark.parametrize("strategy", ["auto", "precopy"])
+@pytest.mark.parametrize(("change", "why"), OBSTACLES[:3])
+def test_rounds_are_made_where_a_lazy_restore_cannot_be(change: Change, why: str, strategy: str) -> None:
+    found = plan(tracks(), change, migration_strategy=strategy)
+    assert found[:2] == ("precopy", False)
+    assert why in found.reason and found.findings == []
+    asked = plan(tracks(), change, migration_strategy=strategy, lazy_restore=True)
+    assert asked[:2] == ("precopy", True)
+    assert why in asked.findings[0].problem and not asked.findings[0].warning
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (tracks(False), "node-1 does not track changed pages"),
+        (put("params.transfer", "rsync"), "not by rsync"),
+        (put("tree.memory.lazy", GIB - preflight_plan.WORTH - 1), "64.0 MiB (shared, locked, huge pages) would cross"),
+    ],
+)
+@pytest.mark.parametrize(("wanted", "lazily"), [(None, True), (True, True), (False, False)])
+def test_pre_copy_that_cannot_be_becomes_the_best_that_can(
+    change: Change, why: str, wanted: bool | None, lazily: bool
+) -> None:
+    found = plan(tracks(), change, migration_strategy="precopy", lazy_restore=wanted)
+    assert found[:2] == ("full", lazily)
+    assert found.reason.startswith("no pre-copy: ") and why in found.reason
+    assert [finding.warning for finding in found.findings] == [True]
+    assert why in found.findings[0].problem
+    assert found.findings[0].problem.endswith("full with lazy_restore." if lazily else "is full.")
+
+
+def test_pre_copy_that_cannot_be_does_not_hide_a_lazy_restore_that_cannot_be_either() -> None:
+    found = plan(tracks(False), OBSTACLES[0][0], migration_strategy="precopy", lazy_restore=True)
+    assert [finding.warning for finding in found.findings] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("tracking", "uffd", "taken", "lazily"),
+    [
+        (True, (True, True), "hybrid", False),
+        (False, (True, True), "postcopy", False),
+        (True, (False, True), "precopy", True),
+        (True, (True, False), "precopy", False),
+        (False, (True, False), "full", False),
+    ],
+)
+def test_hybrid_is_what_of_it_can_be(tracking: bool, uffd: tuple[bool, bool], taken: str, lazily: bool) -> None:
+    here, there = uffd
+    found = plan(
+        put("source.criu.features", {"mem_dirty_track": tracking, "uffd-noncoop": here}),
+        put("destination.criu.features", {"uffd-noncoop": there}),
+        migration_strategy="hybrid",
+    )
+    assert found[:2] == (taken, lazily)
+    assert found.reason.startswith("no hybrid: ") is (taken != "hybrid")
+    assert any("No hybrid here" in finding.problem for finding in found.findings) is (taken != "hybrid")
 
 
 SMAPS = """\

@@ -39,6 +39,10 @@ def ending() -> dict[str, Any]:
         (found("undone"), anew("running"), "", "source", ("none", "undo")),
         (found("undone"), found("running"), "", "undecided", ("none", "none")),
         (anew("undone"), found("undone"), "", "nowhere", ("none", "none")),
+        (found("iterating"), found("receiving"), "", "source", ("start", "start")),
+        (found("iterating"), AWAY, "", "source", ("start", "none")),
+        (found("iterating"), anew("receiving"), "destination-is-dead", "source", ("fence", "start")),
+        (anew("iterating"), found("receiving"), "", "undecided", ("start", "start")),
         (found("frozen"), found("receiving"), "", "source", ("start", "start")),
         (found("restored"), AWAY, "", "source", ("start", "none")),
         (anew("restored"), found("restored"), "", "undecided", ("start", "start")),
@@ -147,3 +151,11 @@ def test_states_in_words() -> None:
     words = resolve.states(source=anew("frozen"), destination=AWAY)
     assert words == {"source": "frozen, started anew since", "destination": "not reached"}
     assert resolve.states(source=NONE) == {"source": "no record"}
+
+
+@pytest.mark.parametrize("fence", ["", "destination-is-dead"])
+def test_before_the_freeze_nobody_is_told_that_something_stands_still(fence: str) -> None:
+    texts = {state: resolve.decide(found(state), anew("receiving"), fence)["text"] for state in ("iterating", "frozen")}
+    assert "runs on the source, where nothing was stopped yet" in texts["iterating"]
+    assert "stopped at the freeze" not in texts["iterating"]
+    assert "nothing was stopped" not in texts["frozen"]

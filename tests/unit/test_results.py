@@ -104,6 +104,27 @@ def test_summary_of_pre_dumps() -> None:
     assert "Pre-dump Iterations: 2\n  Total time: 3.00s\n  Average time: 1.50s\n  Iteration 1: 1.00s" in text
 
 
+def test_summary_of_pre_copy_says_why_it_stopped_and_how_well_it_had_predicted() -> None:
+    one = {"seconds": 1.25, "pages_written": 256, "bytes": 1 << 20, "frozen": 0.0125, "predicted_downtime": 0.2}
+    prediction = {"downtime": 0.2, "actual": 0.25, "error": -0.2}
+    text = summary.render({**METRICS, "pre_dumps": [one], "stop_reason": "target", "prediction": prediction}, "/r")
+    assert "  Iteration 1: 1.25s, 256 pages, 1.00 MB, frozen 0.013s, downtime predicted 0.200s\n" in text
+    assert "  No further one: the predicted downtime meets the target\n" in text
+    assert "  Downtime predicted: 0.200s, it was 0.250s (-20%)\n" in text
+
+
+def test_summary_of_rounds_that_failed() -> None:
+    text = summary.render({**METRICS, "pre_dumps": [], "stop_reason": "failed: criu pre-dump ended with 1"}, "/r")
+    assert "Pre-dump Iterations: 0\n  No further one: they failed, and all memory moved while" in text
+    assert "(criu pre-dump ended with 1)" in text
+    assert "Pre-dump" not in summary.render(METRICS, "/r")
+
+
+@pytest.mark.parametrize("reason", ["target", "not_falling", "rounds", "deadline"])
+def test_every_rule_has_its_words(reason: str) -> None:
+    assert summary.stopped(reason) not in ("", reason)
+
+
 def test_summary_of_a_failure_names_cause_and_remedy() -> None:
     error = {"phase": "restore", "message": "criu restore failed\nlast line", "remedy": "free the PID"}
     failed = {"status": "rolled_back", "error": error, "process": {"node": "node-1", "pid": 7}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_file_that_was_changed_just_now_is_read_again(tmp_path: Path, monkeypatc
     source.mkdir()
     (source / "file").write_bytes(b"a" * 100)
     now = os.stat(source / "file").st_ctime_ns
-    monkeypatch.setattr(sync.time, "time_ns", lambda: now + sync.TICK // 2)
+    monkeypatch.setattr(time, "time_ns", lambda: now + sync.TICK // 2)
     manifest, _bytes = move(source, target, {})
     (target / "file").write_bytes(b"b" * 100)  # what the other side has, had the write been seen by nobody
     manifest["file"]["blocks"] = []
@@ -91,7 +92,7 @@ def test_file_at_rest_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     source.mkdir()
     (source / "file").write_bytes(b"a" * 100)
     now = os.stat(source / "file").st_ctime_ns
-    monkeypatch.setattr(sync.time, "time_ns", lambda: now + 10 * sync.TICK)
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10 * sync.TICK)
     manifest, _bytes = move(source, target, {})
     monkeypatch.setattr(sync, "_digest", lambda _data: pytest.fail("it was read again"))
     move(source, target, manifest)

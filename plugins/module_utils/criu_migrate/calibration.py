@@ -36,7 +36,9 @@ class Measured(NamedTuple):
     handover: float | None
     fill: float | None
     after: float | None  # from the thaw until nothing was left on the source
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[Round, ...] = ()  # those that the last dump was put on
+    iterated: float = 0.0  # from the first look at what is written to until the freeze
+    expected: float | None = None  # downtime that its own guard had predicted before the freeze
 
 
 class Prediction(NamedTuple):
@@ -51,6 +53,12 @@ class Prediction(NamedTuple):
     def downtime_error(self) -> float:
         """|predicted - measured| / measured."""
         return abs(self.downtime - self.measured.downtime) / self.measured.downtime
+
+    @property
+    def guard_error(self) -> float | None:
+        """The same of what its own guard had predicted after the last round, where it had."""
+        expected = self.measured.expected
+        return None if expected is None else abs(expected - self.measured.downtime) / self.measured.downtime
 
     @property
     def seconds_error(self) -> float | None:
@@ -69,10 +77,15 @@ def read(metrics: Mapping[str, Any], name: str = "") -> Measured | None:
     pages = (moved.get("channels") or {}).get("pages") or {}
     encryption = "rsync" if pages.get("way", moved.get("method")) == "rsync" else moved.get("encryption")
     nodes = metrics.get("nodes") or {}
-    rounds = _rounds(metrics.get("pre_dumps") or [])
+    made = _rounds(metrics.get("pre_dumps") or [])
+    expected = (metrics.get("prediction") or {}).get("downtime")
+    # Rounds that a guard's restart has made useless predict nothing; older runs, which do not say, had none such.
+    rounds = () if "prediction" in metrics and expected is None else made
+    iterated = _between(marks, "iterating", "stopping")
+    iterated = sum(one.seconds for one in made) if iterated is None else iterated
     preparation = (metrics.get("times") or {}).get("preparation")
     if preparation is not None:
-        preparation = max(0.0, preparation - sum(one.seconds + one.waited for one in rounds))
+        preparation = max(0.0, preparation - iterated)
     return Measured(
         name=name or str(metrics.get("run_id")),
         nodes=frozenset(str((nodes.get(role) or {}).get("address")) for role in ("source", "destination")),
@@ -90,6 +103,8 @@ def read(metrics: Mapping[str, Any], name: str = "") -> Measured | None:
         fill=(metrics.get("lazy") or {}).get("seconds"),
         after=_between(marks, "destination_resumed", "done"),
         rounds=rounds,
+        iterated=iterated,
+        expected=expected,
     )
 
 
@@ -108,7 +123,9 @@ def costs_of(runs: Sequence[Measured], base: Costs = Costs()) -> Costs:  # noqa:
     images = _middle([_rest(one) for one in at_once], base.images)
     # What starting a lazy-pages daemon and handing memory over costs is in no part, so it goes with the restore.
     lazy = [one.restore + rest - images for one in lazily if one.restore and (rest := _rest(one)) is not None]
+    rounds = [(step.written, step.seconds) for one in runs for step in one.rounds]
     found = base._replace(
+        lead=line(rounds, base.lead, 1 / base.tls)[0] if rounds else base.lead,
         dump=dump, pipe=pipe, eager=restore[0], eager_byte=restore[1],
         freeze=_middle([one.freeze for one in plain], base.freeze),
         handover=_middle([one.handover for one in plain], base.handover),
@@ -137,9 +154,8 @@ def predict(runs: Sequence[Measured], base: Costs = Costs()) -> list[Prediction]
         costs = costs_of(others, base)
         wish = Wish(most=len(one.rounds))
         plan = estimate(one.strategy, Load(one.bytes), costs, one.encryption, wish, one.rounds)
-        made = sum(step.seconds + step.waited for step in one.rounds)
-        before = made + costs.prepares(one.bytes) if one.rounds else 0.0
-        found.append(Prediction(one, plan.downtime, before + plan.seconds, len(others)))
+        before = costs.prepares(one.bytes) if one.rounds else 0.0  # a plan that goes on with rounds begins at them
+        found.append(Prediction(one, plan.downtime, one.iterated + before + plan.seconds, len(others)))
     return found
 
 

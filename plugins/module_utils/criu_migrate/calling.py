@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from . import relay, wire
@@ -12,6 +13,8 @@ from .guard import Guard
 from .record import Record
 
 Answer = dict[str, Any]
+PROBES = (1 << 20, 1 << 23, 1 << 25)  # bytes
+ENOUGH = 0.05  # seconds that tell how fast a link is
 
 
 class CallingGuard(Guard):
@@ -114,6 +117,18 @@ class CallingGuard(Guard):
                 self.say(str(error))
                 time.sleep(0.1)  # a guard that is started again gives no event here
 
+    def measure_bandwidth(self) -> float:
+        """Bytes/s of the link to the destination's guard, by how long some take; by more where that is a moment."""
+        speed = 0.0
+        for size in PROBES:
+            began = time.monotonic()
+            self.ask({"op": "ping"}, self.limits["connect"], frames=partial(_filler, size))
+            seconds = time.monotonic() - began
+            speed = size / max(seconds, 1e-6)
+            if seconds > ENOUGH:
+                break
+        return speed
+
     def measure_clock(self) -> dict[str, float]:
         """Offset of the destination's clock (seconds to add to the source's), by Cristian's algorithm (1989) as NTP
         uses it (RFC 5905 section 8): the sample with the least round trip, its half is the bound."""
@@ -125,3 +140,8 @@ class CallingGuard(Guard):
             if got >= sent and (best is None or got - sent < 2 * best["bound"]):
                 best = {"offset": far - (sent + got) / 2, "bound": (got - sent) / 2}
         return best or {"offset": 0.0, "bound": float("inf")}
+
+
+def _filler(size: int) -> list[tuple[Answer, bytes]]:
+    """A frame whose body is of no use, in pieces that the other side takes at once."""
+    return [({"op": "filler"}, bytes(wire.CHUNK))] * max(1, size // wire.CHUNK)

@@ -374,9 +374,15 @@ class Criu:
         return words + (pages.argv(client=True) if pages else [])
 
     def pre_dump_argv(
-        self, pid: int, images: str, work: str, pages: PageServer | None = None, previous: str = ""
+        self,
+        pid: int,
+        images: str,
+        work: str,
+        pages: PageServer | None = None,
+        previous: str = "",
+        log: str = "criu-pre-dump.log",
     ) -> list[str]:
-        words = [*self._images("pre-dump", images, work, "criu-pre-dump.log"), "-t", str(pid), "--track-mem"]
+        words = [*self._images("pre-dump", images, work, log), "-t", str(pid), "--track-mem"]
         words += self.options.argv("pre-dump") + (["--prev-images-dir", previous] if previous else [])
         return words + (pages.argv(client=True) if pages else [])
 

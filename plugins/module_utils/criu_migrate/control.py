@@ -20,6 +20,7 @@ from .errors import MigrationError
 
 ARMING = "/run/criu-migrate-arming.lock"
 WATCHED = "watched"  # the lock of whoever watches a run
+ROOM = 5.0  # seconds that a round has to last for a play to start its next task meanwhile
 STALL = 120.0  # seconds after which a watcher stops waiting for a guard that cannot get on; the guard goes on trying
 
 
@@ -174,15 +175,18 @@ def _guard_fd(rec: record.Record) -> int | None:
         return None
 
 
-def watch(run_id: str, python: str, limit: float, until_filling: bool = False) -> tuple[record.Record, int]:
+def watch(
+    run_id: str, python: str, limit: float, until_filling: bool = False, until_round: bool = False
+) -> tuple[record.Record, int]:
     """Wait for the end of the migration on this node; a guard that was killed is started again from its record.
 
-    Returns the record and how often the guard had to be started again. Returns a record that is not final
-    when `limit` seconds have passed, or, with `until_filling`, once only memory is still to come.
+    Returns the record and how often the guard had to be started again. Returns a record that is not final when `limit`
+    seconds have passed, or, with `until_filling`, once only memory is still to come, or, with `until_round`, once a
+    further round was made and there is time to show it.
     """
     held = None if load(run_id).final else record.lock(run_id, WATCHED, guard.LOOKS)
     try:
-        return _watch(run_id, python, limit, until_filling)
+        return _watch(run_id, python, limit, until_filling, until_round)
     finally:
         if held is not None:
             os.close(held)
@@ -193,16 +197,31 @@ def watched(run_id: str) -> bool:
     return record.locked(run_id, WATCHED)
 
 
-def _watch(run_id: str, python: str, limit: float, until_filling: bool) -> tuple[record.Record, int]:
+def may_show(rec: record.Record, seen: int) -> bool:
+    """More rounds of pre-dump than `seen` were made, and the next one is under way and lasts for a while: a task that
+    began in the freeze would take processor time from the dump.
+    """
+    made = rec.data.get("pre_dumps") or []
+    if rec.state != "iterating" or len(made) <= seen:
+        return False
+    log = str((rec.data.get("jobs", {}).get("pre-dump") or {}).get("log") or "")
+    return log.endswith(f"-{len(made) + 1}.log") and float(made[-1].get("predicted_downtime") or 0.0) >= ROOM
+
+
+def _watch(run_id: str, python: str, limit: float, until_filling: bool, until_round: bool) -> tuple[record.Record, int]:
     deadline = time.monotonic() + limit
     began = time.time()
     restarts = 0
+    seen = len(load(run_id).data.get("pre_dumps") or [])
     while True:
         rec = load(run_id)
+        seen = min(seen, len(rec.data.get("pre_dumps") or []))  # rounds may begin anew
         stalled = max(began, float((rec.data.get("stalled") or {}).get("since", time.time())))
         if rec.final or time.monotonic() >= deadline or time.time() - stalled > STALL:
             return rec, restarts
         if until_filling and rec.state == "committed" and rec.data.get("lazy"):
+            return rec, restarts
+        if until_round and may_show(rec, seen):
             return rec, restarts
         if not alive(run_id):
             if load(run_id).final:
@@ -211,7 +230,8 @@ def _watch(run_id: str, python: str, limit: float, until_filling: bool) -> tuple
                 raise MigrationError("The guard ends again and again.", f"See {record.run_dir(run_id)}/guard.log.")
             time.sleep(min(restarts, 10))  # what ends it may pass
             restarts += start(run_id, python)
-        most = 0.1 if until_filling and rec.state == "committed" else 5.0
+        soon = (until_filling and rec.state == "committed") or (until_round and rec.state == "iterating")
+        most = 0.1 if soon else 5.0
         wait_change(run_id, rec.state, max(0.0, min(most, deadline - time.monotonic())))
 
 

@@ -38,6 +38,8 @@ class DestinationGuard(ReceivingGuard):
             "pages_ready": self.on_pages_ready,
             "pages_done": self.on_pages_done,
             "images": self.on_images,
+            "page_maps": self.on_page_maps,
+            "page_map": self.on_page_map,
             "rsync_trouble": self.on_rsync_trouble,
             "restore": self.on_restore,
             "commit": self.on_commit,
@@ -143,19 +145,14 @@ class DestinationGuard(ReceivingGuard):
         self.say(f"source is here, its state is {request['state']}")
         return {"state": self.rec.state, "boot_id": self.rec.data["boot_id"]}
 
-    def on_pages(self, _request: Answer) -> Answer:
-        """A channel for the pages of one dump; an earlier one of this run, and what came over it, goes away."""
-        self.refuse_unless("armed", "receiving")
-        self.stop_receiving()
+    def forget_images(self) -> None:
         self.filling.forget()
-        self.make_images_dir()
-        self.silence_address()
-        self.enter("receiving")
+
+    def give_back_images(self) -> None:
         self.give_back("images")
-        return self.on_token(_request)
 
     def take_plain(self, sock: socket.socket, token: str) -> None:
-        if self.postcopy:
+        if self.lazy_token:
             self.use_token(token)
             wire.tune(sock, wire.SILENCE)  # criu's own connection in place of this one has no successor: it is patient
             self.filling.connect(Plain(sock))
@@ -165,21 +162,13 @@ class DestinationGuard(ReceivingGuard):
     def images_came(self) -> None:
         with self.busy:
             if self.lazy and self.rec.state == "receiving":
+                self.mark_late()
+                self.filling.forget()  # the images may have come for the second time
                 self.filling.expect()
 
     def give_back(self, share: str) -> None:
         if self.reserve is not None:
             self.reserve.give_back(share)
-
-    def on_images(self, _request: Answer) -> Answer:
-        """An empty image directory for a transfer that does not need a page server."""
-        self.refuse_unless("armed", "receiving")
-        self.filling.forget()
-        self.make_images_dir()
-        self.silence_address()
-        self.enter("receiving")
-        self.give_back("images")
-        return {}
 
     def on_rsync_trouble(self, _request: Answer) -> Answer:
         """What rsync said at this end; the source's end knows only that the connection is gone."""

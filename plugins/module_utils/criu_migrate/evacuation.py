@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import naming, planner_evacuation, preflight, preflight_images
+from . import costs, naming, planner_evacuation, preflight, preflight_images
 from .planner import NEVER, Costs, Load
 from .preflight import Case, Facts, Finding
 
 AT_ONCE = 3  # at least: one that is being prepared, two that send, so that one always keeps the link busy
 STARTING = 2.0  # seconds from the notice to the first freeze where guards stand by: one Ansible task, two programs
-BANDWIDTH = 110e6  # bytes/s of a link of which nothing is known: 1 Gbit/s
 PEER = 7200.0  # seconds that a destination's guard waits for its source's: until it is its turn
 LINK = 15.0  # seconds without a word from a destination until a run is undone: its turn on the link goes to another
 
@@ -72,8 +71,8 @@ def ordered(processes: Iterable[Facts], free: Mapping[str, float], bandwidth: fl
         planner_evacuation.Process(name, Load(float(item["tree"]["memory"]["pages"])), int(item["priority"]))
         for name, item in known.items()
     ]
-    costs = Costs(bandwidth=bandwidth, preparation=STARTING, reserve_byte=0.0)
-    found = planner_evacuation.evacuation(asked, free, costs, seconds or NEVER)
+    pair = Costs(bandwidth=bandwidth, preparation=STARTING, reserve_byte=0.0)
+    found = planner_evacuation.evacuation(asked, free, pair, seconds or NEVER)
     # Without a deadline only those are lost that have no room: that is the preflight's to say, with its remedy
     expected = {fate.name: fate.reason for fate in found.fates} if seconds else {}
     late = [fate.name for fate in found.fates if not fate.saved] if seconds else []
@@ -122,7 +121,7 @@ class Planner:
         """Bytes/s of the link, as earlier moves to these destinations have found it."""
         links = self.source["node"].get("links") or {}
         found = [float(links[self.reached[host]]) for host in self.offers if self.reached[host] in links]
-        return min(found, default=BANDWIDTH)
+        return min(found, default=costs.UNKNOWN)
 
     def place(self, process: Facts, token: str, at_once: int) -> tuple[Placed | None, list[Finding]]:
         """On the destination with the least to take in so far that has no objection; else the objections of all."""

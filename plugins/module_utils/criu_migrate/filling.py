@@ -22,9 +22,10 @@ from .guard import Guard
 from .holding import Holding
 from .lazy_store import RemoteStore
 from .lazymap import Range
+from .mixed_store import MixedStore
 from .replay import Journal, Replay, fork_line
 from .secure import Secure
-from .store import ImageStore, Store
+from .store import ImageStore
 
 JOB = "lazy-pages"
 _SMALL, _SOON = 8 << 20, 12 << 20  # bytes
@@ -59,8 +60,9 @@ class Filling:
     def __init__(self, guard: Guard, remote: bool) -> None:
         self.guard = guard
         self.remote = remote
-        self.store: Store | None = None
-        self.links: queue.Queue[Secure] = queue.Queue()
+        self.store: ImageStore | RemoteStore | MixedStore | None = None
+        self.fetched: RemoteStore | None = None  # that or the part of it that comes from the source
+        self.links: queue.Queue[Secure | None] = queue.Queue()
         self.link: Secure | None = None  # the newest
         self.done = threading.Event()
         self.ready = threading.Event()  # for that: what it needs at once is there
@@ -69,6 +71,7 @@ class Filling:
         self.dropped = threading.Event()
         self.holding = Holding(guard)
         self.thread: threading.Thread | None = None
+        self.answering: threading.Thread | None = None
         self.pids: list[int] = []
         self.stalled: dict[str, Any] | None = None
         self.stalled_at = 0  # pages that had come by then
@@ -104,6 +107,16 @@ class Filling:
         job = self.job()
         if job is not None:
             job.kill()
+        if self.fetched is not None:
+            self.fetched.close()  # who answers the daemon may wait for a page
+        if self.answering is not None:
+            self.answering.join()
+        # What was read of the page maps was that of other images, or of some that were still coming.
+        store, self.store, self.fetched = self.fetched, None, None
+        if store is not None:
+            store.close()
+            self.links.put(None)
+        self.local = ImageStore(self.guard.images)
 
     def begin(self, pids: list[int]) -> None:
         """Start the daemon unless `expect` has; on return it can be connected to. Raises CriuError."""
@@ -117,10 +130,13 @@ class Filling:
     def start(self, pids: list[int]) -> None:
         guard = self.guard
         near, far = socket.socketpair()
-        threading.Thread(target=self.answer_daemon, args=(near, pids), daemon=True).start()
+        # Of what lies in a parent of the images the daemon knows only that it may come late.
+        asked = self.remote or os.path.islink(os.path.join(guard.images, "parent"))
+        self.answering = threading.Thread(target=self.answer_daemon, args=(near, pids, asked), daemon=True)
+        self.answering.start()
 
         def argv(status: int) -> list[str]:
-            pages = PageServer(fd=far.fileno()) if self.remote else None
+            pages = PageServer(fd=far.fileno()) if asked else None
             return guard.criu.lazy_pages_argv(guard.images, guard.folder, pages, status_fd=status)
 
         log = guard.log_path(f"criu-{JOB}.log")
@@ -131,32 +147,33 @@ class Filling:
             job.kill()
             raise failed(JOB, result or job.result(-9))
 
-    def open_store(self, pids: list[int]) -> Store:
+    def open_store(self, pids: list[int]) -> ImageStore | RemoteStore | MixedStore:
         """The one of this run: the daemon's side and the fill ask for it from two threads."""
         with self.opening:
             if self.store is None:
-                self.store = self.open_remote(pids) if self.remote else self.local
-                if isinstance(self.store, RemoteStore) and self.running.is_set():
-                    self.store.go()
+                self.store = self.open_remote(pids) if self.remote else self.local  # a Store, and Pages
+                if self.fetched is not None and self.running.is_set():
+                    self.fetched.go()
             return self.store
 
-    def open_remote(self, pids: list[int]) -> RemoteStore:
-        found = [(pid, item) for pid in pids for item in self.local.ranges(pid)]
+    def open_remote(self, pids: list[int]) -> RemoteStore | MixedStore:
+        every = [(pid, item) for pid in pids for item in self.local.ranges(pid)]
+        found = [(pid, item) for pid, item in every if not item.path]
         ranges: dict[int, list[tuple[int, int]]] = {pid: [] for pid in pids}
         for pid, item in found:
             ranges[pid].append((item.start, item.end))
         path = os.path.join(self.guard.images, lazy_file.NAME)
         soon = {(pid, start) for pid, start, _end in wanted_soon(found)}
-        store = RemoteStore(ranges, self.guard.say, path, ahead=False, soon=soon)
+        store = self.fetched = RemoteStore(ranges, self.guard.say, path, ahead=False, soon=soon)
         threading.Thread(target=self.fetch, args=(store,), daemon=True).start()
-        return store
+        return store if len(found) == len(every) else MixedStore(self.local, store)
 
-    def answer_daemon(self, near: socket.socket, pids: list[int]) -> None:
+    def answer_daemon(self, near: socket.socket, pids: list[int], asked: bool) -> None:
         """Beside the restore: decoding the page maps takes longer than that needs."""
         try:
             with near:
                 store = self.open_store(pids)
-                if isinstance(store, RemoteStore):
+                if asked:
                     lazy_proxy.serve(near, store)
         except (OSError, MigrationError) as error:  # it is gone; who waits for its end goes on from there
             self.guard.say(f"{JOB} hung up: {error}")
@@ -172,6 +189,12 @@ class Filling:
         """Everything that is missing, over one link of the source after another."""
         while not store.complete.is_set():
             link = self.links.get()
+            if store is not self.fetched:  # another has taken its place
+                if link is not None:
+                    self.links.put(link)
+                return
+            if link is None:
+                continue
             try:
                 store.attach(link)
             except (OSError, LinkLost) as error:
@@ -295,25 +318,24 @@ class Filling:
         if self.thread is not None:
             self.ready.wait(_PATIENCE)
         self.running.set()
-        if isinstance(self.store, RemoteStore):
-            self.store.go()
+        if self.fetched is not None:
+            self.fetched.go()
 
     def finish(self, counts: dict[str, Any]) -> None:
         """Every page is there: let go of the process."""
         began = self.guard.rec.data["times"].get("restored", time.time())
         self.guard.rec.data["times"]["filled"] = time.time()
         self.guard.rec.data.pop("stalled", None)
-        self.guard.rec.note(filled={**counts, "seconds": time.time() - began})
+        fetched = self.fetched.pages_total if self.fetched is not None else 0
+        self.guard.rec.note(filled={**counts, "pages_fetched": fetched, "seconds": time.time() - began})
         self.holding.close()
         self.guard.say(f"filled: {counts}")
         self.done.set()
 
     def drop(self) -> None:
         """The copy is gone (undo): so is everything that was there for it."""
-        self.forget()
         self.dropped.set()
-        if isinstance(self.store, RemoteStore):
-            self.store.close()
+        self.forget()
         self.running.set()
         if self.thread is not None:
             self.thread.join(5.0)  # its processes are dead: it ends; a descriptor that it reads must not become another

@@ -19,6 +19,7 @@ from .detaching import detach, keep
 from .errors import MigrationError
 from .files import image_sizes
 
+LACKING = ("postcopy", "hybrid")  # strategies whose copy runs before all of its memory has come
 LOOKS = 0.5  # seconds for which others may look whether a guard lives
 
 
@@ -37,7 +38,8 @@ class Guard:
         self.address = str(config.get("service_address") or "")
         self.encrypted = config.get("transfer_encryption", "tls") != "none"
         self.transfer = str(config.get("transfer") or "page_server")
-        self.postcopy = config.get("strategy") == "postcopy"
+        self.postcopy = config.get("strategy") in LACKING
+        self.precopy = config.get("strategy") in ("precopy", "hybrid")
         self.lazy = self.postcopy or bool(config.get("lazy_restore"))
         if rec.state not in ("armed", *record.FINAL) and not self.rebooted():
             self.adopt()
@@ -176,7 +178,7 @@ def may_lack(rec: record.Record) -> bool:
 
 def incomplete(rec: record.Record, config: dict[str, Any]) -> bool:
     """The copy on this node lacks memory that only the source has (post-copy)."""
-    if config.get("strategy") != "postcopy" or not may_lack(rec):
+    if config.get("strategy") not in LACKING or not may_lack(rec):
         return False
     return rec.state == "restoring" or not lazy_file.all_came(str(config["images_dir"]))
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from typing import Any
 
-from . import cli, probe
+from . import cli, costs, probe
 from .errors import CriuError
 
 Facts = dict[str, Any]
@@ -50,6 +50,7 @@ def look(image_dir: str = "", control_clock: float = 0.0) -> Facts:
         "space": {path: space(path) for path in places},
         "addresses": addresses(),
         "pid_max": _number("/proc/sys/kernel/pid_max"),
+        "links": costs.speeds(),
     }
 
 

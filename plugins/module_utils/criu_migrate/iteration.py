@@ -18,6 +18,7 @@ TARGET = 0.3  # seconds of downtime with which a user is content
 MOST = 8  # rounds; the number at which p.haul and go-criu give up
 GAIN = 0.1  # a round that shortens the downtime by a smaller part than this is not worth its time
 MARGIN = 1.25  # a round and the last copy may take so many times what was predicted before a deadline is missed
+PHAUL_FEW, PHAUL_GROWTH = 64, 32  # pages
 KEPT = 3  # samples that are looked at: the middle one of three is not moved by one noisy round
 PROBES = (0.1, 0.3)  # windows of probes, as parts of the time in which all memory moves: docs/planner.md
 APART = math.log(1.5)
@@ -90,6 +91,16 @@ def stop_reason(rounds: Sequence[Round], terms: Terms, probes: Sequence[Sample] 
     if terms.left is not None and _ahead(rounds, seen, terms) > terms.left:
         return "deadline", now
     return None, now
+
+
+def phaul_reason(rounds: Sequence[Round]) -> str | None:
+    """When go-criu's phaul stops (phaul/client.go): round 8, fewer than 64 pages, or 32 more than the round before."""
+    if not rounds:
+        return None
+    grown = len(rounds) > 1 and rounds[-1].pages >= rounds[-2].pages + PHAUL_GROWTH
+    if rounds[-1].pages < PHAUL_FEW:
+        return "target"
+    return "rounds" if len(rounds) >= MOST else "not_falling" if grown else None
 
 
 def samples(rounds: Sequence[Round], probes: Sequence[Sample] = ()) -> list[Sample]:

@@ -84,10 +84,11 @@ def all_came(images: str) -> bool:
     """Whether no page of the copy restored from this directory is still on the source only."""
     try:
         with open(os.path.join(images, NAME + ".map"), "rb") as handle:
-            state = handle.read()[:-_STAMP]
+            listed = handle.read()
     except FileNotFoundError:
         return False
-    return bool(state) and not state.strip(THERE + GONE)
+    # Where no page was left for later, there is nothing but the digest.
+    return len(listed) >= _STAMP and not listed[:-_STAMP].strip(THERE + GONE)
 
 
 class PageFile:

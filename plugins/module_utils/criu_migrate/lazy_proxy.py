@@ -23,11 +23,9 @@ _Request = Optional[tuple[int, int, int, int]]
 
 
 class Pages(Protocol):
-    """What is needed of a store: RemoteStore has it."""
+    """What is needed of a store: RemoteStore and MixedStore have it."""
 
-    fd: int
-
-    def find(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> tuple[int, int]: ...
+    def locate(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]: ...
     def want(self, pid: int, vaddr: int, pages: int) -> None: ...
 
 
@@ -52,9 +50,9 @@ def serve(sock: socket.socket, store: Pages) -> bool:
                 return True
             if command != _GET:
                 raise MigrationError(f"criu lazy-pages sent command {command:#x}.", "Use CRIU 4.2 on both nodes.")
-            place, count = _find(store, pid, vaddr, pages)
+            fd, place, count = _find(store, pid, vaddr, pages)
             header = _HEADER.pack(_ANSWER, count, vaddr, pid)
-            if not (_send(sock, header) and _send_file(sock, store.fd, place, count * PAGE)):
+            if not (_send(sock, header) and _send_file(sock, fd, place, count * PAGE)):
                 return False
     finally:
         try:
@@ -64,9 +62,9 @@ def serve(sock: socket.socket, store: Pages) -> bool:
         reader.join()
 
 
-def _find(store: Pages, pid: int, vaddr: int, pages: int) -> tuple[int, int]:
+def _find(store: Pages, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
     try:
-        return store.find(pid, vaddr, pages, urgent=True)
+        return store.locate(pid, vaddr, pages)
     except KeyError as error:
         remedy = "See criu-lazy-pages.log."
         raise MigrationError(f"criu lazy-pages asked for what is no lazy page: {error}", remedy) from error

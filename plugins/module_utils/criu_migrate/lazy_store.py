@@ -100,6 +100,10 @@ class RemoteStore:
                     there = self._file.count(page, most, THERE)
         return page * PAGE, there
 
+    def locate(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
+        """Descriptor, place in it (bytes) and number of pages from `vaddr` on; waits and raises as `find` does."""
+        return (self.fd, *self.find(pid, vaddr, pages, urgent=True))
+
     def read(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> bytes:
         """As in the Protocol Store."""
         place, count = self.find(pid, vaddr, pages, urgent)
@@ -114,6 +118,10 @@ class RemoteStore:
             if urgent:
                 self._demand(page, most)
         return count
+
+    def extent(self, pid: int, vaddr: int) -> int:
+        """Pages from `vaddr` on that are lazy pages without a gap. KeyError: not even the first."""
+        return self._file.place(pid, vaddr, 1 << 40)[1]
 
     def want(self, pid: int, vaddr: int, pages: int) -> None:
         """A demand without waiting for it. KeyError as of `find`."""

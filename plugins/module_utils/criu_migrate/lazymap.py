@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from .uffd import PAGE
 # criu's include/pagemap.h; crit writes flags as names.
 _NAMES = {"PE_PARENT": 1, "PE_LAZY": 2, "PE_PRESENT": 4}
 _PARENT, _LAZY, _PRESENT = 1, 2, 4
+HERE = 1 << 16  # ours, of page_images.py: an earlier dump has it
+_LINK = "parent"  # criu/include/image.h: CR_PARENT_LINK, to the directory of the dump before
 _WIPEONFORK = 1 << 18  # MADV_WIPEONFORK, as criu keeps advice: one bit for each number
 
 
@@ -32,7 +35,7 @@ class Range(NamedTuple):
     area: tuple[int, int] | None = None
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """Of a page map."""
 
     vaddr: int
@@ -77,27 +80,71 @@ def ranges(images: str, pid: int) -> list[Range]:
 
 
 def _lazy(images: str, pid: int) -> Iterator[Range]:
-    """Entries of the page map with PE_LAZY."""
-    pages_id, entries = _page_map(os.path.join(images, f"pagemap-{pid}.img"))
+    """Entries of the page map with PE_LAZY; what has not changed since an earlier dump is found there."""
+    parent = _Held(os.path.join(images, _LINK), pid)
+    for entry, path, offset in _entries(images, pid):
+        if not entry.flags & _LAZY:
+            continue
+        if entry.flags & (_PARENT | HERE):
+            yield from parent.find(entry.vaddr, entry.vaddr + entry.pages * PAGE)
+        else:
+            yield Range(entry.vaddr, entry.vaddr + entry.pages * PAGE, path, offset)
+
+
+class _Held:
+    """Where an earlier dump has the pages of a process, or the ones before that."""
+
+    def __init__(self, images: str, pid: int) -> None:
+        self._images, self._pid = images, pid
+        self._found: list[Range] | None = None
+
+    def find(self, start: int, end: int) -> Iterator[Range]:
+        """What it has between these addresses. MigrationError where that is not all."""
+        if self._found is None:
+            self._found = self._read()
+        at = bisect.bisect_left(self._found, (start + 1,)) - 1
+        while start < end:
+            item = self._found[at] if 0 <= at < len(self._found) else Range(0, 0)
+            if not item.start <= start < item.end:
+                raise MigrationError(
+                    f"The images of process {self._pid} lack the page {start:#x}.", "Run the migration again."
+                )
+            stop = min(end, item.end)
+            yield Range(start, stop, item.path, item.offset + start - item.start)
+            start, at = stop, at + 1
+
+    def _read(self) -> list[Range]:
+        found: list[Range] = []
+        parent = _Held(os.path.join(self._images, _LINK), self._pid)
+        for entry, path, offset in _entries(self._images, self._pid):
+            end = entry.vaddr + entry.pages * PAGE
+            if entry.flags & _PARENT:
+                found += parent.find(entry.vaddr, end)
+            elif path:
+                found.append(Range(entry.vaddr, end, path, offset))
+        return found
+
+
+def _entries(images: str, pid: int) -> Iterator[tuple[Entry, str, int]]:
+    """Each entry of a page map with the file that has its pages, and where; '' where that is not in these images."""
+    pages_id, entries = page_map(os.path.join(images, f"pagemap-{pid}.img"))
     path = os.path.join(images, f"pages-{pages_id}.img")
     offset = 0
     for entry in entries:
-        end = entry.vaddr + entry.pages * PAGE
         held = bool(entry.flags & _PRESENT)
-        if entry.flags & _LAZY:
-            yield Range(entry.vaddr, end, path if held else "", offset if held else 0)
+        yield entry, path if held else "", offset if held else 0
         if held:
             offset += entry.pages * PAGE
 
 
-def _page_map(path: str) -> tuple[int, list[_Entry]]:
+def page_map(path: str) -> tuple[int, list[Entry]]:
     """The number of its pages-N.img, and its entries."""
     try:
         from pycriu.images import pagemap_pb2
     except (ImportError, TypeError):  # as in stats
         head, *rest = _decoded(path)
         return _number(head["pages_id"]), [
-            _Entry(_number(item["vaddr"]), _number(item.get("nr_pages", item.get("compat_nr_pages", 0))), _flags(item))
+            Entry(_number(item["vaddr"]), _number(item.get("nr_pages", item.get("compat_nr_pages", 0))), _flags(item))
             for item in rest
         ]
     # A tenth of the time of pycriu's dictionaries: 20 ms for 10,000 entries, in which the process may be waiting.
@@ -107,7 +154,7 @@ def _page_map(path: str) -> tuple[int, list[_Entry]]:
         item = pagemap_pb2.pagemap_entry.FromString(part)
         old = _PARENT if item.in_parent else _PRESENT
         entries.append(
-            _Entry(item.vaddr, item.nr_pages or item.compat_nr_pages, item.flags if item.HasField("flags") else old)
+            Entry(item.vaddr, item.nr_pages or item.compat_nr_pages, item.flags if item.HasField("flags") else old)
         )
     return pagemap_pb2.pagemap_head.FromString(first).pages_id, entries
 
@@ -153,7 +200,8 @@ def _flags(entry: dict[str, Any]) -> int:
         return _PARENT if entry.get("in_parent") else _PRESENT
     flags = entry["flags"]
     if isinstance(flags, str) and "PE_" in flags:
-        return sum(_NAMES.get(word.strip(), 0) for word in flags.split("|"))
+        words = [word.strip() for word in flags.split("|")]
+        return sum(_NAMES[word] if word in _NAMES else _number(word) for word in words)
     return _number(flags)
 
 

@@ -71,18 +71,24 @@ def transfer(params: Data, strategy: str, source: Data, destination: Data, stats
     dump = stats.get("dump") or {}
     pages = int(dump.get("pages_written", 0)) * PAGE
     size = int(source.get("bytes") or 0)
+    rounds = [one for one in source.get("pre_dumps") or [] if source.get("parent")]
+    pages += sum(int(one["bytes"]) for one in rounds)
     images = "rsync" if params.get("transfer") == "rsync" else "link"
-    way = "link" if strategy == "postcopy" else "rsync" if images == "rsync" else "page_server"
+    follows = strategy in ("postcopy", "hybrid")
+    way = "link" if follows else "rsync" if images == "rsync" else "page_server"
     encryption = "tls" if way == "rsync" else params.get("transfer_encryption")
     seconds = (
         (source.get("rsync") or {}).get("seconds")
         if way == "rsync"
         else _difference(marks.get("sent"), marks.get("frozen"))
     )
-    if strategy == "postcopy":  # pages go over the guards' link, whatever has taken the small images
+    if follows:  # pages go over the guards' link, whatever has taken the small images
         filled = destination.get("filled") or {}
         needed = int(filled.get("pages_total") or 0) - int(filled.get("pages_inherited") or 0)
-        pages = max(pages, needed * PAGE)
+        needed = int(filled["pages_fetched"]) if "pages_fetched" in filled else needed
+        # of hybrid's dump the pages that cannot come late lie in the images
+        moved = sum(int(one["bytes"]) for one in rounds)
+        pages = max(pages, needed * PAGE) if strategy == "postcopy" else moved + needed * PAGE
         seconds = _difference(marks.get("destination_filled"), marks.get("frozen"))
     total = (size if way == "rsync" else pages + size) if dump else None
     return {
@@ -120,6 +126,18 @@ def times(
         "total": _difference(ended, began),
         "workload_start": _difference(looked[-1], looked[0]) if looked else None,
     }
+
+
+def prediction(source: Data, parts: Data, status: str) -> dict[str, Any]:
+    """The downtime that was predicted when the last round had ended, beside what it was; seconds. error: by how much of
+    what it was the prediction missed it. A prediction whose rounds were lost (a guard was started again) is none, and
+    the time until a process goes on on the source is no downtime of a move."""
+    predicted = (source.get("predicted") or {}).get("downtime")
+    if source.get("pre_dumps") and not source.get("parent"):
+        predicted = None
+    actual = parts["frozen"] if predicted is not None and status == "migrated" else None
+    error = round((predicted - actual) / actual, 6) if predicted is not None and actual else None
+    return {"downtime": predicted, "actual": actual, "error": error}
 
 
 def deadlines(params: Data, status: str, began: float | None, free: float | None) -> dict[str, Any]:
@@ -243,8 +261,9 @@ def build(
         "times": times(marks, parts, start, ended, looked),
         "downtime": parts,
         "marks": {name: round(value, 6) for name, value in sorted(marks.items(), key=lambda item: item[1])},
-        "pre_dumps": [],
-        "stop_reason": None,
+        "pre_dumps": one.get("pre_dumps") or [],
+        "stop_reason": one.get("stop_reason"),
+        "prediction": prediction(one, parts, status),
         "dump": stats.get("dump") or {},
         "restore": stats.get("restore") or {},
         "lazy": lazy(one, two),
@@ -255,7 +274,7 @@ def build(
     }
     if params.get("started"):
         result["started"] = params["started"]
-    if result["strategy"] == "postcopy" and result["dump"]:
+    if result["strategy"] in ("postcopy", "hybrid") and result["dump"]:
         result["dump"] = {**result["dump"], "frozen": None}  # CRIU counts until its page server has sent the last page
     if problem and (error or status != "migrated"):
         result["error"] = {

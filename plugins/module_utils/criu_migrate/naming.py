@@ -33,6 +33,8 @@ def settle(
     strategy = ALIASES.get(values["migration_strategy"], values["migration_strategy"])
     if values.get("lazy_pages") and strategy in ("auto", "full"):
         strategy = "postcopy"  # what the seed documents mean by it
+    elif values.get("lazy_pages") and strategy == "precopy":
+        strategy = "hybrid"
     run_id = f"{label}-{stamp}-{token}"
     named = {
         **values,

@@ -7,7 +7,9 @@ takes 64 KB at a time, and behind the guards' TLS it needs every byte once more 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -15,9 +17,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Callable
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, Callable, NamedTuple
 
+from . import lazymap, record
 from .errors import LinkLost, MigrationError
 from .secure import PIECE, Plain, Secure
 
@@ -25,22 +28,53 @@ PAGE = mmap.PAGESIZE
 _HEADER = struct.Struct("<I4xQQQ")  # command, with flags in the upper half; pages, address, what they belong to
 _OPEN, _PARENT, _ADD = 4, 5, 6
 _CLOSES = (0x1023, 0x1024)  # the second is the one sent with --ps-socket
-_PRESENT = 4  # criu/include/pagemap.h: the pages follow
+IN_PARENT, LAZY, PRESENT = 1, 2, 4  # criu/include/pagemap.h: in an earlier dump; may come late; the pages follow
+# Ours: may come late, and an earlier dump has it. CRIU sees PE_LAZY alone and asks its page server, which is the guard;
+# with PE_PARENT beside it its daemon would read the page and then forget whom it was for (criu/uffd.c at v4.2).
+HERE = lazymap.HERE
 _NAMES = {1: "pagemap-{}.img", 2: "pagemap-shmem-{}.img"}  # lower byte of what they belong to; the rest is its number
 _FIRST = 0x10001  # number of the first pages-N.img: `criu dump` counts its own from 1 on
 _MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # criu/include/magic.h: an image; a page map
 _SET_PIPE_SIZE = 1031  # linux/fcntl.h; in Python's module only from 3.10 on
 _PIPE = 1 << 20
 _CLOSED = "The source closed the link for pages."
+_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Held(NamedTuple):
+    """Pages from `start` to before `end` (bytes) that lie at `offset` of the file `path`; flags as criu's."""
+
+    start: int
+    end: int
+    flags: int
+    path: str
+    offset: int
+
+    def part(self, start: int, end: int) -> Held:
+        """What of it lies between these addresses."""
+        low, high = max(self.start, start), min(self.end, end)
+        return Held(low, high, self.flags, self.path, self.offset + low - self.start)
 
 
 class PageImages:
-    """Page maps and the pages that belong to them, in a directory. OSError when a file cannot be written."""
+    """Page maps and the pages that belong to them, in a directory. OSError when a file cannot be written.
 
-    def __init__(self, folder: str) -> None:
+    With a parent, the images of an earlier dump of the same tree, pages that have not changed since stay there;
+    `late`: the process is to be restored from this dump before they are read.
+    """
+
+    def __init__(self, folder: str, parent: PageImages | None = None, late: bool = False) -> None:
         self._folder = folder
+        self._parent = parent
+        self._late = late
         self._next = _FIRST
         self._map: BinaryIO | None = None
+        self._path = ""
+        self._size = 0  # bytes of that file
+        self._owner = 0
+        self.held: dict[int, list[Held]] = {}  # in order of address, what is in a parent included
         self.pages = -1  # descriptor of the file that pages are to be appended to
         self.count = 0
 
@@ -52,18 +86,44 @@ class PageImages:
         name = _NAMES[owner & 0xFF].format(owner >> 8)
         self._map = open(os.path.join(self._folder, name), "wb")  # noqa: SIM115  closed with its pages
         self._map.write(_MAGIC + _message((1, self._next)))
-        path = os.path.join(self._folder, f"pages-{self._next}.img")
-        self.pages = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._path, self._size = os.path.join(self._folder, f"pages-{self._next}.img"), 0
+        self.pages = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._owner, self.held[owner] = owner, []
         self._next += 1
         return name
+
+    def inherits(self, owner: int) -> bool:
+        """An earlier dump has pages of this process, or of this shared memory."""
+        return self._parent is not None and owner in self._parent.held
 
     def add(self, vaddr: int, pages: int, flags: int) -> None:
         """An entry of the page map; whether pages are to be appended as well its flags say."""
         if self._map is None:
             raise MigrationError("criu sent pages before it said whose they are.", "Use CRIU 4.2 on both nodes.")
-        # images/pagemap.proto: vaddr, compat_nr_pages, flags, nr_pages
-        self._map.write(_message((1, vaddr), (2, 0), (4, flags), (5, pages)))
-        self.count += pages if flags & _PRESENT else 0
+        if flags & IN_PARENT:
+            self._inherit(vaddr, vaddr + pages * PAGE)
+            return
+        self._write(vaddr, pages, flags)
+        if flags & PRESENT:
+            self.held[self._owner].append(Held(vaddr, vaddr + pages * PAGE, flags & LAZY, self._path, self._size))
+            self._size += pages * PAGE
+            self.count += pages
+
+    def _write(self, vaddr: int, pages: int, flags: int) -> None:
+        if self._map is not None:
+            # images/pagemap.proto: vaddr, compat_nr_pages, flags, nr_pages
+            self._map.write(_message((1, vaddr), (2, 0), (4, flags), (5, pages)))
+
+    def _inherit(self, start: int, end: int) -> None:
+        """Unchanged since the parent, where all of it has to be."""
+        found = _all_within(self._parent.held.get(self._owner, []) if self._parent else [], start, end)
+        self.held[self._owner] += found
+        while found:
+            alike = next((n for n, item in enumerate(found) if item.flags != found[0].flags), len(found))
+            begin = found[0].start
+            flags = _inherited(found[0].flags) if self._late else IN_PARENT
+            self._write(begin, (found[alike - 1].end - begin) // PAGE, flags)
+            found = found[alike:]
 
     def close(self) -> None:
         """Everything so far is in the files; once more it does nothing."""
@@ -73,6 +133,97 @@ class PageImages:
             os.close(fd)
         if written is not None:
             written.close()
+
+    def forget_parent(self) -> None:
+        """This dump is complete: give back what of earlier ones nobody needs any more, as `criu dedup` does."""
+        parent, self._parent = self._parent, None
+        if parent is None:
+            return
+        for owner, old in parent.held.items():
+            now = self.held.get(owner, [])
+            for item in old:
+                _punch(item, (kept for kept in within(now, item.start, item.end) if kept.path == item.path))
+
+    def page_map(self, owner: int) -> bytes:
+        """A page map of all that is there, wherever it lies, as if this dump had sent it all."""
+        parts = [_message((1, _FIRST))]
+        for item in self.held[owner]:
+            pages = (item.end - item.start) // PAGE
+            parts.append(_message((1, item.start), (2, 0), (4, PRESENT | item.flags), (5, pages)))
+        return _MAGIC + b"".join(parts)
+
+    def maps(self) -> dict[str, int]:
+        """Names of its page maps, and whose they are."""
+        return {_NAMES[owner & 0xFF].format(owner >> 8): owner for owner in self.held}
+
+
+def lie_late(folder: str, parent: PageImages) -> None:
+    """Say in the page maps of a dump that came as files which pages of its parent may come late.
+
+    MigrationError where the parent lacks some.
+    """
+    for name, owner in parent.maps().items():
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            continue
+        number, entries = lazymap.page_map(path)
+        parts = [_MAGIC, _message((1, number))]
+        for entry in entries:
+            parts += _rewritten(entry, parent.held[owner])
+        # In one step: a guard that is killed meanwhile leaves a map that is whole.
+        record.write_file(path, b"".join(parts), sync=False)
+
+
+def _inherited(flags: int) -> int:
+    return LAZY | HERE if flags & LAZY else IN_PARENT
+
+
+def _rewritten(entry: lazymap.Entry, held: list[Held]) -> Iterator[bytes]:
+    if not entry.flags & IN_PARENT:
+        yield _message((1, entry.vaddr), (2, 0), (4, entry.flags), (5, entry.pages))
+        return
+    for item in _all_within(held, entry.vaddr, entry.vaddr + entry.pages * PAGE):
+        yield _message((1, item.start), (2, 0), (4, _inherited(item.flags)), (5, (item.end - item.start) // PAGE))
+
+
+def _all_within(items: list[Held], start: int, end: int) -> list[Held]:
+    """As `within`; MigrationError where something is missing (criu's check_pagehole_in_parent)."""
+    found = within(items, start, end)
+    if sum(item.end - item.start for item in found) != end - start:
+        raise MigrationError(
+            f"The earlier dumps lack pages between {start:#x} and {end:#x} that criu left out of this one.",
+            "Use migration_strategy=full.",
+        )
+    return found
+
+
+def within(items: list[Held], start: int, end: int) -> list[Held]:
+    """The parts of `items` (in order of address) that lie between these addresses."""
+    found = []
+    at = max(0, bisect.bisect_left(items, (start + 1,)) - 1)  # a slice would copy the rest of them
+    while at < len(items) and items[at].start < end:
+        if items[at].end > start:
+            found.append(items[at].part(start, end))
+        at += 1
+    return found
+
+
+def _punch(item: Held, kept: Iterable[Held]) -> None:
+    """Give the memory of what lies between the kept parts back, where the file system can."""
+    gone = []
+    at = item.start
+    for part in kept:
+        gone.append((at, part.start))
+        at = part.end
+    gone = [(start, end) for start, end in [*gone, (at, item.end)] if start < end]
+    if not gone:
+        return
+    fd = os.open(item.path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for start, end in gone:
+            _libc.fallocate(fd, _PUNCH, item.offset + start - item.start, end - start)
+    finally:
+        os.close(fd)
 
 
 def _message(*fields: tuple[int, int]) -> bytes:
@@ -174,12 +325,12 @@ def receive(link: Secure, images: PageImages, say: Callable[[str], None]) -> Non
             return
         if kind == _OPEN:
             say(f"{images.open(owner)} begins")
-            link.sendall(b"\0")  # no images of an earlier dump here
+            link.sendall(b"\1" if images.inherits(owner) else b"\0")
         elif kind == _PARENT:
-            link.sendall(struct.pack("<i", 0))
+            link.sendall(struct.pack("<i", images.inherits(owner)))
         elif kind == _ADD:
             images.add(vaddr, pages, flags)
-            if flags & _PRESENT:
+            if flags & PRESENT:
                 stream.into(images.pages, pages * PAGE)
         else:
             raise MigrationError(f"criu sent the page server command {command:#x}.", "Use CRIU 4.2 on both nodes.")
@@ -188,9 +339,9 @@ def receive(link: Secure, images: PageImages, say: Callable[[str], None]) -> Non
 class Receiver:
     """One dump's pages, taken in by a thread; `log` gets what a person may want to know."""
 
-    def __init__(self, link: Secure, folder: str, log: str) -> None:
+    def __init__(self, link: Secure, images: PageImages, log: str) -> None:
         self._link, self._log = link, log
-        self._images = PageImages(folder)
+        self._images = images
         self._began = time.monotonic()
         self._ended = threading.Event()
         self._error: MigrationError | None = None

@@ -21,11 +21,11 @@ from .metrics import NOTICES as DEADLINES
 RANGES: dict[str, tuple[float, float]] = {
     "predump_iterations": (0, 1000),
     "predump_interval": (0, 3600),
+    "downtime_target": (0.001, 3600),
     "ghost_limit": (0, 1 << 40),
     "heartbeat_interval": (0.001, 60),
     "output_seconds": (0, 600),
 }
-BUILT_STRATEGIES = ("auto", "full", "postcopy", "lazy")
 BUILT_TRANSFERS = ("page_server", "rsync")
 # What Ansible and the lab's inventory set themselves.
 FREE_PREFIXES = ("ansible_", "lab_")
@@ -250,12 +250,10 @@ def check_common(values: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
 def _check_built(values: Mapping[str, Any]) -> list[str]:
     problems = []
     strategy = values.get("migration_strategy", "auto")
-    if strategy not in BUILT_STRATEGIES:
-        problems.append(f"migration_strategy={strategy}: not in this version, which offers full, with or without "
-                        "lazy_restore, and postcopy (and auto).")
-    if values.get("lazy_restore") is not None and (values.get("lazy_pages") or strategy in ("postcopy", "lazy")):
-        problems.append("lazy_restore is for migration_strategy=full; post-copy (lazy_pages=true) brings all memory "
-                        "after the restore anyway: leave lazy_restore out.")
+    follows = values.get("lazy_pages") or strategy in ("postcopy", "lazy", "hybrid")
+    if values.get("lazy_restore") is not None and follows:
+        problems.append("lazy_restore is for migration_strategy=full and precopy; post-copy and hybrid "
+                        "(lazy_pages=true) bring memory after the restore anyway: leave lazy_restore out.")
     transfer = values.get("transfer", "page_server")
     if transfer not in BUILT_TRANSFERS:
         offered = " and ".join(BUILT_TRANSFERS)

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .planner import Strategy
+from .planner_choice import possible
 from .preflight import Case, Check, Finding, size
+from .preflight_deadline import quickest, too_late
 from .preflight_images import choose, needs, tmpfs_too_small
 
 EAGER = "Use migration_strategy=full without lazy_restore, which restores all memory before the process runs."
 MOST = 0.5  # of the memory has to be able to come later, or it is not worth the risk
 
 
+WORTH = 64 << 20  # bytes of memory below which one dump is over before a round of pre-dump were
+
+
 class Plan(NamedTuple):
-    """strategy: full or postcopy. lazy_restore: the destination faults pages in from its own images."""
+    """strategy: full, precopy, postcopy or hybrid. lazy_restore: pages are faulted in from the destination's images."""
 
     strategy: str
     lazy_restore: bool
@@ -24,26 +30,81 @@ class Plan(NamedTuple):
 def decide(case: Case) -> Plan:
     """What this migration does; the reason is empty where that is just what was asked for.
 
-    Post-copy that cannot be becomes an eager move: the process is to be saved, more than the strategy. A lazy restore
-    that was asked for and cannot be is a problem.
+    Post-copy or pre-copy that cannot be becomes the best move that can: the process is to be saved, more than the
+    strategy. A lazy restore that was asked for and cannot be is a problem.
     """
     strategy, wanted = str(case.params.get("migration_strategy") or "auto"), case.params.get("lazy_restore")
     if strategy == "postcopy":
-        against = "; ".join(obstacles(case, remote=True))
-        if not against:
-            return Plan("postcopy", False, "", [])
-        text = f"No post-copy here: {against}. All memory moves while the process is frozen."
-        eager = Finding("lazy", case.names["destination"], text, "", True)
-        return Plan("full", False, f"moved eagerly, without post-copy: {against}", [eager])
+        return _postcopy(case)
+    if strategy == "hybrid":
+        return _hybrid(case)
     if strategy == "full":
         return Plan("full", bool(wanted), "", _problems(case, obstacles(case, remote=False) if wanted else []))
+    against = "; ".join(untrackable(case))
+    lazy, why, problems = _lazily(case, wanted)
+    if strategy == "precopy":
+        if not against:
+            return Plan("precopy", lazy, why if why and wanted is None else "", problems)
+        best = "full with lazy_restore" if lazy else "full"
+        text = f"No pre-copy here: {against}. The best that works on these nodes is {best}."
+        return Plan("full", lazy, f"no pre-copy: {against}", [*problems, _warning(case, "source", text)])
+    never = "post-copy only when asked for: the process would be lost with the source's node"
+    if case.params.get("deadline") and case.tree.get("memory", {}).get("pages"):
+        ways = possible(soft_dirty=not against, lazy_local=lazy, userfaultfd=False, twice=True, accepted=False)
+        taken = quickest(case, [way for way in ways if way.lazy_restore or not wanted])
+        reasons = [taken.reason, *([why] if why else []), never]
+        return Plan(taken.taken.strategy.name, taken.taken.strategy.lazy_restore, "; ".join(reasons), problems)
+    if not against and case.tree.get("memory", {}).get("pages", 0) >= WORTH:
+        reasons = ["pre-copy, as this kernel tells which pages change", *([why] if why else []), never]
+        return Plan("precopy", lazy, "; ".join(reasons), problems)
+    return Plan("full", lazy, why or never, problems)
+
+
+def _postcopy(case: Case) -> Plan:
+    against = "; ".join(obstacles(case, remote=True))
+    if not against:
+        return Plan("postcopy", False, "", [])
+    text = f"No post-copy here: {against}. All memory moves while the process is frozen."
+    return Plan("full", False, f"moved eagerly, without post-copy: {against}", [_warning(case, "destination", text)])
+
+
+def _hybrid(case: Case) -> Plan:
+    """Half of it where the other half cannot be."""
+    rounds, late = "; ".join(untrackable(case)), "; ".join(obstacles(case, remote=True))
+    if not rounds and not late:
+        return Plan("hybrid", False, "", [])
+    instead = "postcopy" if rounds and not late else "precopy" if late and not rounds else "full"
+    found = decide(case._replace(params={**case.params, "migration_strategy": instead, "lazy_restore": None}))
+    missing = "; ".join(filter(None, (rounds, late)))
+    text = f"No hybrid here: {missing}. The best that works on these nodes is {found.strategy}."
+    return found._replace(reason=f"no hybrid: {missing}", findings=[*found.findings, _warning(case, "source", text)])
+
+
+def _lazily(case: Case, wanted: bool | None) -> tuple[bool, str, list[Finding]]:
+    """Whether to restore lazily where nothing (None) or this was asked for; why not; what is a problem."""
     if wanted is False:
-        return Plan("full", False, "lazy_restore=false, and post-copy only when asked for", [])
+        return False, "lazy_restore=false, and post-copy only when asked for", []
     found = obstacles(case, remote=False)
     if found:
-        problems = _problems(case, found if wanted else [])
-        return Plan("full", bool(wanted), f"restored eagerly: {'; '.join(found)}", problems)
-    return Plan("full", True, "post-copy only when asked for: the process would be lost with the source's node", [])
+        return bool(wanted), f"restored eagerly: {'; '.join(found)}", _problems(case, found if wanted else [])
+    return True, "", []
+
+
+def _warning(case: Case, role: str, text: str) -> Finding:
+    return Finding("strategy", case.names[role], text, "", True)
+
+
+def untrackable(case: Case) -> list[str]:
+    """What speaks against rounds of pre-dump."""
+    found = []
+    if not case.source["criu"]["features"].get("mem_dirty_track"):
+        found.append(f"the kernel of {case.names['source']} does not track changed pages (CONFIG_MEM_SOFT_DIRTY)")
+    if case.params.get("transfer") == "rsync":
+        found.append("rounds go to the page server, not by rsync")
+    pages, lazy = (int(case.tree.get("memory", {}).get(name, 0)) for name in ("pages", "lazy"))
+    if pages - lazy > WORTH:  # criu/cr-dump.c: a pre-dump sends shared memory before it lets the tree run again
+        found.append(f"{size(pages - lazy)} (shared, locked, huge pages) would cross while the process stands still")
+    return found
 
 
 def obstacles(case: Case, remote: bool) -> list[str]:
@@ -82,7 +143,8 @@ def _problems(case: Case, against: list[str]) -> list[Finding]:
 def check_plan(case: Case) -> Iterator[Finding]:
     plan = decide(case)
     yield from plan.findings
-    if plan.strategy == "postcopy":
+    yield from too_late(case, Strategy(plan.strategy, plan.lazy_restore))
+    if plan.strategy in ("postcopy", "hybrid"):
         text = (
             "Until all pages have come, the process needs both nodes: when the source goes down in that time, it "
             "is lost."

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import abc
+import base64
+import contextlib
+import os
 import secrets
 import threading
 import time
@@ -11,7 +14,7 @@ from typing import Any
 from . import net, wire
 from .errors import MigrationError
 from .listening import Answer, ListeningGuard
-from .page_images import Receiver
+from .page_images import PageImages, Receiver, lie_late
 from .record import Record
 from .secure import Secure
 
@@ -23,10 +26,101 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
         super().__init__(rec, config)
         self.receiving = threading.Condition(self.busy)
         self.receiver: Receiver | None = None
+        self.incoming: tuple[str, PageImages] | None = None  # the dump that comes: its name and directory
+        self.complete: tuple[str, PageImages] | None = None  # the last one of which all pages are here
         self.token = ""
+        self.lazy_token = False
+
+    def on_pages(self, request: Answer) -> Answer:
+        """A channel for the pages of one dump.
+
+        A dump without a parent begins anew: what came before of this run goes away. One with a parent is put beside it.
+        """
+        self.refuse_unless("armed", "receiving")
+        self.stop_receiving()
+        name, parent = str(request.get("dump") or ""), str(request.get("parent") or "")
+        if parent:
+            images = self.beside(name, parent)
+        else:
+            self.begin_images()
+            self.complete = None
+            images = PageImages(self.folder_of(name))
+        self.incoming = (name, images)
+        return self.new_token(lazy=False)
+
+    def begin_images(self) -> None:
+        """An empty image directory; the address is silent from here on."""
+        self.forget_images()
+        self.make_images_dir()
+        self.silence_address()
+        self.enter("receiving")
+        self.give_back_images()
+
+    def on_images(self, request: Answer) -> Answer:
+        """An image directory for a dump whose pages do not come through a channel: empty, or on the last pre-dump."""
+        self.refuse_unless("armed", "receiving")
+        self.stop_receiving()
+        if request.get("parent"):
+            self.beside("", str(request["parent"]))
+        else:
+            self.begin_images()
+            self.complete = None
+        return {}
+
+    def on_page_maps(self, _request: Answer) -> Answer:
+        """Names of the page maps of the last pre-dump, for the source."""
+        return {"names": sorted(self.last().maps())}
+
+    def on_page_map(self, request: Answer) -> Answer:
+        """One of them, with the pages of all pre-dumps."""
+        images = self.last()
+        return {"content": base64.b64encode(images.page_map(images.maps()[request["name"]])).decode()}
+
+    def last(self) -> PageImages:
+        """The images of the last pre-dump; MigrationError where there are none."""
+        if self.complete is None:
+            raise MigrationError("The destination has no pre-dump.", "The source begins anew.")
+        return self.complete[1]
+
+    def mark_late(self) -> None:
+        """The small images of a dump have come: those of its pages that are here already may come late as well."""
+        if self.complete is not None and self.postcopy:
+            lie_late(self.images, self.complete[1])
+
+    @abc.abstractmethod
+    def forget_images(self) -> None:
+        """Whatever was begun with earlier images of this run."""
+
+    @abc.abstractmethod
+    def give_back_images(self) -> None:
+        """Memory that was set aside for them."""
+
+    def folder_of(self, dump: str) -> str:
+        """The directory of a dump's images, made where there is none."""
+        if dump != os.path.basename(dump) or dump.startswith("."):
+            raise MigrationError(f"Refused {dump!r} as the name of a dump.", "Update both nodes.")
+        path = os.path.join(self.images, dump) if dump else self.images
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    def beside(self, name: str, parent: str) -> PageImages:
+        """Images of a dump that leaves out what has not changed since its parent, which has to be the last one."""
+        if self.complete is None or self.complete[0] != parent:
+            raise MigrationError(f"The destination does not have the dump {parent}.", "The source begins anew.")
+        last = self.complete[1]
+        last.forget_parent()
+        folder = self.folder_of(name)
+        late = self.lazy and not name
+        with contextlib.suppress(FileExistsError):  # asked for once more
+            os.symlink(parent if folder == self.images else os.path.join("..", parent), os.path.join(folder, "parent"))
+        return PageImages(folder, last, late)
 
     def on_token(self, _request: Answer) -> Answer:
-        self.token = secrets.token_hex(wire.TOKEN // 2)
+        """For a connection over which pages come after the restore."""
+        return self.new_token(lazy=True)
+
+    def new_token(self, lazy: bool) -> Answer:
+        self.token, self.lazy_token = secrets.token_hex(wire.TOKEN // 2), lazy
         return {"token": self.token}
 
     def use_token(self, token: str) -> None:
@@ -39,7 +133,9 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
         """Criu's own connection to a page server, or what comes out of TLS: there is no second port."""
         with self.receiving:
             self.use_token(token)
-            self.receiver = Receiver(link, self.images, self.log_path("criu-page-server.log"))
+            if self.incoming is None:
+                raise MigrationError("No pages were expected on the destination.", "Run the migration again.")
+            self.receiver = Receiver(link, self.incoming[1], self.log_path("criu-page-server.log"))
             self.receiving.notify_all()
 
     def stop_receiving(self) -> None:
@@ -60,7 +156,9 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
     def on_pages_done(self, _request: Answer) -> Answer:
         if self.receiver is None:
             raise MigrationError("No pages were expected on the destination.", "Run the migration again.")
-        return {"result": self.receiver.result(self.limits["dump"])}
+        found = self.receiver.result(self.limits["dump"])
+        self.complete = self.incoming
+        return {"result": found}
 
     def silence_address(self) -> None:
         """Before the freeze: nobody hears of the address here, which comes later, until the commit."""

@@ -16,6 +16,7 @@ RUNS = "/var/lib/criu-migrate"
 # In the order in which they are passed through. Names are part of metrics and of resolve.yml.
 SOURCE_STATES = (
     "armed",
+    "iterating",
     "freezing",
     "frozen",
     "dumped",

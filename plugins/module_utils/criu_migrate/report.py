@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report_pictures as pictures
-from . import results
+from . import results, summary
 
 Data = Mapping[str, Any]
 TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
@@ -114,6 +114,8 @@ def view(metrics: Data, files: Mapping[str, Any], folder: str = "") -> dict[str,
         "parts": pictures.parts(metrics),
         "times": pictures.four_times(metrics),
         "rounds": pictures.rounds(metrics),
+        "stopped": summary.stopped(metrics.get("stop_reason")),
+        "predicted": summary.predicted(metrics.get("prediction") or {}),
         "memory": pictures.memory(metrics),
         "deadlines": pictures.deadlines(metrics),
         "integrity": INTEGRITY[integrity.get("verified")],

@@ -122,6 +122,7 @@ def whole_run(metrics: Data) -> dict[str, Any] | None:
             rows.append(row(label, duration(last - first), [scale.bar(first, last, kind)]))
 
     add("Preparation", "rest", marks.get("began"), marks["stopping"])
+    add("Rounds of pre-dump", "transfer", marks.get("iterating"), marks["stopping"])
     add("Downtime", "frozen", marks["stopping"], thawed)
     if metrics.get("status") == "migrated":
         add("Memory still coming", "lazy", thawed, marks.get("destination_filled"))
@@ -186,13 +187,17 @@ def four_times(metrics: Data) -> dict[str, Any] | None:
     return {"rows": rows, "axis": scale.axis()}
 
 
-def _counted(label: str, kind: str, written: Any, scanned: Any, frozen: Any = None) -> dict[str, Any] | None:
+def _counted(
+    label: str, kind: str, written: Any, scanned: Any, frozen: Any = None, predicted: Any = None
+) -> dict[str, Any] | None:
     if not written and not scanned:
         return None
     pages = int(written or 0)
     text = f"{pages:,} pages, {size(pages * PAGE)}"
     if frozen is not None:
         text += f", frozen {duration(frozen)}"
+    if predicted is not None:
+        text += f"; downtime predicted {duration(predicted)}"
     return {"label": label, "kind": kind, "pages": pages, "scanned": int(scanned or pages), "text": text}
 
 
@@ -200,9 +205,12 @@ def rounds(metrics: Data) -> dict[str, Any] | None:
     """Pages that each round moved: pre-dumps, the final dump, and what came after the restore."""
     dump, lazy = metrics.get("dump") or {}, metrics.get("lazy") or {}
     found = [
-        _counted(f"Round {number}", "transfer", one.get("pages_written"), one.get("pages_scanned"), one.get("frozen"))
+        _counted(
+            f"Round {number}", "transfer",
+            *(one.get(name) for name in ("pages_written", "pages_scanned", "frozen", "predicted_downtime")),
+        )
         for number, one in enumerate(metrics.get("pre_dumps") or [], 1)
-    ]
+    ]  # fmt: skip
     found.append(_counted("Final dump", "dump", dump.get("pages_written"), dump.get("pages_scanned")))
     found.append(_counted("After the restore", "lazy", lazy.get("pages_transferred"), lazy.get("pages_total")))
     items = [one for one in found if one]

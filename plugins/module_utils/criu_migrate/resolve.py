@@ -9,6 +9,8 @@ Data = Mapping[str, Any]
 NOTHING = {"source": "none", "destination": "none"}
 RUNS = ("running", "done")
 FINAL = ("done", "undone")
+UNTOUCHED = ("armed", "iterating")  # states of the source in which the process runs as it did before
+RAN_ON = " The process runs on the source, where nothing was stopped yet."
 OLDER = "-e fence=destination-is-dead lets the source's copy run, which is older."
 BOTH_DEAD = "-e fence=destination-is-dead ends this run; there is no process any more."
 
@@ -44,12 +46,18 @@ def decide(source: Data, destination: Data, fence: str = "") -> dict[str, Any]:
     if source.get("rebooted"):
         return _anew(source, destination, fence)
     if fence == "destination-is-dead":
-        text = "You say that the destination's copy is dead: the source's, stopped at the freeze, runs again."
-        return _answer("source", text, source="fence", destination="start" if two else "none")
+        return _answer("source", _without_destination(one), source="fence", destination="start" if two else "none")
     if one == "committed" or two in RUNS:
         return _committed(one, destination)
     text = f"The migration is under way (source {one}, destination {two or 'without a record'}): its guards go on."
+    text += RAN_ON if one in UNTOUCHED else ""
     return _answer("source", text, source="start", destination="start" if two else "none")
+
+
+def _without_destination(one: str) -> str:
+    if one in UNTOUCHED:
+        return f"You say that the destination is dead: the migration is undone.{RAN_ON}"
+    return "You say that the destination's copy is dead: the source's, stopped at the freeze, runs again."
 
 
 def _state(found: Data) -> str:

@@ -28,15 +28,20 @@ class Serving:
         self.thread: threading.Thread | None = None
         self.ended = False
 
-    def dump(self, pid: int) -> Result:
-        """Until everything but memory is written. Raises CriuError, or MigrationError past the limit."""
+    def dump(self, pid: int, parent: str = "") -> Result:
+        """Until everything but memory is written. Raises CriuError, or MigrationError past the limit.
+
+        `parent`: the pre-dump whose pages the destination has; only what has changed since is left for later.
+        """
         guard = self.guard
         near, far = socket.socketpair()
         self.waiting = near
 
         def argv(status: int) -> list[str]:
             pages = PageServer(fd=far.fileno())
-            return guard.criu.dump_argv(pid, guard.images, guard.folder, pages, lazy_fd=status)
+            return guard.criu.dump_argv(
+                pid, guard.images, guard.folder, pages, track_mem=bool(parent), previous=parent, lazy_fd=status
+            )
 
         log = guard.log_path("criu-dump.log")
         with far:

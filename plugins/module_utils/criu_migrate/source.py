@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from . import net, output, proc, relay, sockets, stats, sync, tracing, wire
-from .calling import Answer, CallingGuard
-from .cli import UNKNOWN, PageServer, Result, failed, remedy, tail
+from . import net, output, proc, sockets, stats, tracing
+from .cli import PageServer, failed
 from .errors import LinkLost, MigrationError, Refused
-from .files import image_bytes, image_frames, link_remaps, mapped_files
+from .files import image_bytes, link_remaps
+from .iterating import Iterating
 from .record import Record
-from .secure import Secure
-from .serving import Serving
+from .sending import SendingGuard
 
 STACK_TRIES = 5  # freezes until no stack pointer lies on the border of a page, which is one of 512 for a thread
-BEFORE_COMMIT = ("armed", "freezing", "frozen", "dumped", "detached", "restored")
+BEFORE_COMMIT = ("armed", "iterating", "freezing", "frozen", "dumped", "detached", "restored")
 
 
-class SourceGuard(CallingGuard):
+class SourceGuard(SendingGuard):
     """One step a state; a guard that was killed goes on at the step that its record names."""
 
     def __init__(self, rec: Record, config: dict[str, Any]) -> None:
         super().__init__(rec, config)
         self.root = proc.Proc(int(config["pid"]), int(config["start"]))
-        self.page_channel: socket.socket | None = None
-        self.serving = Serving(self)
-        self.manifests: list[sync.Manifest] = []
+        self.iterating = Iterating(self, self, self.root)
         self.steps: dict[str, Callable[[], None]] = {
             "armed": self.prepare,
+            "iterating": self.iterate,
             "freezing": self.freeze,
             "frozen": self.dump,
             "dumped": self.detach_address,
@@ -103,9 +98,9 @@ class SourceGuard(CallingGuard):
             raise MigrationError(f"The process {self.root.pid} is not running.", "Start it, then migrate.")
         self.rec.note(clock=self.measure_clock())
         self.send_roots()
-        self.open_transfer()
-        procs = proc.tree(self.root.pid)
-        self.observe("before", procs)
+        if not self.precopy:
+            self.open_transfer()
+        self.observe("before", proc.tree(self.root.pid))
         if self.address:
             where = net.find_address(self.address)
             if where is None:
@@ -114,51 +109,42 @@ class SourceGuard(CallingGuard):
                 )
             self.rec.note(address_on=where)
             net.stand_by(net.IP)
-        self.enter("freezing", procs=[item.as_dict() for item in procs])
-
-    def send_roots(self, mapped: frozenset[str] = frozenset()) -> Answer:
-        """Working directories to the destination; the second time only what has changed."""
-        fresh: list[sync.Manifest] = []
-
-        def frames() -> Any:
-            fresh[:] = [{} for _ in self.roots]
-            for number, root in enumerate(self.roots):
-                base = self.manifests[number] if self.manifests else {}
-                yield from sync.frames(number, root, base, fresh[number], mapped)
-
-        answer = self.ask({"op": "synced"}, self.limits["transfer"], frames=frames)
-        self.manifests = fresh
-        return answer
-
-    def open_transfer(self) -> None:
-        """Everything slow about the transfer is done before the freeze: directories, connection, page server."""
-        if self.page_channel is not None:
-            self.page_channel.close()
-            self.page_channel = None
-        self.make_images_dir()
-        if self.postcopy or self.transfer != "page_server":
-            self.ask({"op": "images"}, self.limits["connect"])
-            if self.postcopy:
-                self.insist(self.serving.open)
-            return
-        self.insist(self.open_page_channel)
-        self.ask({"op": "pages_ready"}, self.limits["connect"])
-
-    def open_page_channel(self) -> None:
-        token = str(self.ask({"op": "pages"}, self.limits["connect"])["token"])
-        sock = relay.dial(self.config, self.folder, self.limits["connect"], self.encrypted, self.limits["link"])
-        if isinstance(sock, Secure):
-            wire.Link(sock).send({"op": "page_channel", "token": token})
-            self.page_channel = relay.attach(sock)
+        if self.precopy:
+            self.enter("iterating")
         else:
-            sock.sendall(wire.PAGE_MAGIC + token.encode())
-            self.page_channel = sock
+            self.about_to_freeze()
+
+    def iterate(self) -> None:
+        """Rounds while the process runs; then the same steps as without them."""
+        last = self.iterating.run()
+        self.send_roots()
+        try:
+            if last and self.postcopy:
+                self.fetch_page_maps(last)
+            self.open_transfer(parent=last)
+        except (LinkLost, Refused):
+            raise
+        except MigrationError as error:  # its guard was started again: nothing is frozen yet, all of it can be sent
+            if not last:
+                raise
+            self.iterating.give_up(error)
+            self.open_transfer()
+        self.about_to_freeze()
+
+    def about_to_freeze(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.log_path("stats-dump"))  # of a pre-dump: it is none of the dump's
+        self.enter("freezing", procs=[item.as_dict() for item in proc.tree(self.root.pid)])
 
     # --- the freeze --------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        if self.takes_pages() and self.page_channel is None and self.job("dump") is None:
-            self.open_transfer()  # this guard was started again
+        channel = self.page_channel is not None or not self.takes_pages()
+        known = self.iterating.rounds or not self.rec.data.get("parent")
+        if not (channel and known) and self.job("dump") is None:
+            if self.rec.data.get("parent"):
+                self.iterating.give_up(MigrationError("The guard that made the rounds was killed.", ""))
+            self.open_transfer()  # this guard was started again: the rounds, and what it knew of them, are lost
         tracing.end(self.folder, "pre_dump")  # CRIU cannot dump what strace traces
         self.rec.data["times"]["stopping"] = time.time()
         procs = proc.stop_tree(self.root, self.limits["freeze"], self.procs(), self.note_procs)
@@ -167,12 +153,10 @@ class SourceGuard(CallingGuard):
                 break
             proc.continue_procs(procs)
             procs = proc.stop_tree(self.root, self.limits["freeze"], procs, self.note_procs)
+        if self.rec.data.get("parent"):
+            self.iterating.at_freeze(procs)
         self.rec.data["output"] = output.place(str(self.config["working_dir"]), self.root.pid)
         self.enter("frozen", procs=[item.as_dict() for item in procs], last_beat=self.heartbeat_mtime())
-
-    def takes_pages(self) -> bool:
-        """The dump's pages go to a page server on the destination."""
-        return self.transfer == "page_server" and not self.postcopy
 
     def note_procs(self, procs: list[proc.Proc]) -> None:
         self.rec.note(procs=[item.as_dict() for item in procs])
@@ -180,14 +164,20 @@ class SourceGuard(CallingGuard):
     def dump(self) -> None:
         job = self.job("dump")
         if job is None and self.postcopy:
-            self.enter("dumped", dump=self.serving.dump(self.root.pid).as_dict())
+            if self.rec.data.get("parent") and self.rec.data.get("launching"):
+                self.open_transfer()  # a dump was begun and is gone: it may have cleared the soft-dirty bits
+            parent = str(self.rec.data.get("parent") or "")
+            self.enter("dumped", dump=self.serving.dump(self.root.pid, parent).as_dict())
             return
         if job is None:
             if self.takes_pages() and self.page_channel is None:
                 self.open_transfer()
             fd = self.page_channel.fileno() if self.page_channel else None
             pages = PageServer(fd=fd) if fd is not None else None
-            cmd = self.criu.dump_argv(self.root.pid, self.images, self.folder, pages)
+            parent = str(self.rec.data.get("parent") or "")
+            cmd = self.criu.dump_argv(
+                self.root.pid, self.images, self.folder, pages, track_mem=bool(parent), previous=parent
+            )
             job = self.start_job("dump", cmd, self.log_path("criu-dump.log"), (fd,) if fd is not None else ())
             if self.page_channel is not None:
                 sockets.uncork(self.page_channel, job.shell.alive)
@@ -202,18 +192,6 @@ class SourceGuard(CallingGuard):
             raise self.cause_of(error, "pages_done") if self.takes_pages() else error
         self.enter("dumped", dump=result.as_dict())
 
-    def cause_of(self, error: MigrationError, request: str) -> MigrationError:
-        """A dump or rsync also fails when its other end does, which knows why: here it was a broken pipe."""
-        if error.remedy != UNKNOWN:
-            return error
-        try:
-            self.ask({"op": request}, 3.0, 0.0)  # the process stands still meanwhile
-        except LinkLost:
-            return error
-        except MigrationError as far:
-            return far if far.remedy != UNKNOWN else error
-        return error
-
     def detach_address(self) -> None:
         """The dump has locked the connections already; with the address gone the node does not answer for it at all."""
         if self.address:
@@ -226,41 +204,6 @@ class SourceGuard(CallingGuard):
             self.send_all()  # else this guard was started again, and the destination has it all
         answer = self.ask(self.restore_request(), self.limits["restore"] + 10.0)
         self.enter("restored", restore=answer["restore"])
-
-    def send_all(self) -> None:
-        """What the pages server has not taken: small images (rsync: all of them), changed blocks of the directories."""
-        began = time.time()
-        if self.transfer == "page_server":
-            if not self.postcopy:
-                done = self.ask({"op": "pages_done"}, self.limits["dump"])
-                self.rec.data["page_server"] = done["result"]
-            self.ask({"op": "synced"}, self.limits["transfer"], frames=lambda: image_frames(self.images))
-        else:
-            self.rec.data["rsync"] = self.rsync()
-        delta = self.send_roots(frozenset(mapped_files(self.procs())))
-        self.rec.data["times"]["sent"] = time.time()
-        self.rec.data["sending"] = {"seconds": time.time() - began, **delta}
-
-    def rsync(self) -> dict[str, Any]:
-        """All image directories, as the seed framework's transfer does, through the guards' TLS."""
-        words = ["rsync", "-a", "--whole-file", "--delete", "--stats"]
-        words += ["-e", f"{sys.executable} -I {self.log_path('guard.pyz')} rsh {self.run_id}"]
-        words += [self.images + "/", f"destination:{relay.RSYNC_TARGET}"]
-        began = time.monotonic()
-        try:
-            done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.limits["transfer"],
-                check=False,
-            )  # fmt: skip
-        except (subprocess.TimeoutExpired, FileNotFoundError) as error:
-            raise MigrationError(f"rsync: {error}", "Raise limits.transfer, or install rsync on both nodes.") from error
-        with open(self.log_path("rsync.log"), "a", encoding="utf-8") as log:
-            log.write(done.stdout + done.stderr)
-        result = Result(words, done.returncode, time.monotonic() - began, "rsync.log", tail(self.log_path("rsync.log")))
-        if done.returncode:
-            text = f"rsync ended with {done.returncode}: {done.stderr.strip()[-300:]}"
-            raise self.cause_of(MigrationError(text, remedy(done.stderr), result.as_dict()), "rsync_trouble")
-        return {"seconds": result.seconds}
 
     # --- the decision ------------------------------------------------------------------------------------------
 
@@ -288,6 +231,11 @@ class SourceGuard(CallingGuard):
             )
         self.remove_lock_tables()
         self.remove_link_remaps()
+        if self.precopy:
+            try:
+                self.iterating.remember()
+            except Exception as error:  # a figure, which nobody has to wait for
+                self.say(f"what it has cost is not remembered: {error!r}")
         self.rec.note(bytes=image_bytes(self.images))
         self.drop_images()
         self.enter("done", sync=True)
@@ -310,6 +258,7 @@ class SourceGuard(CallingGuard):
     def undo(self) -> None:
         """First the destination, so that its copy can never run, then this side in the order that keeps clients."""
         self.drop_page_channel()
+        self.iterating.end_dump()
         self.serving.stop()
         if self.postcopy:
             self.serving.end_dump()
@@ -336,11 +285,6 @@ class SourceGuard(CallingGuard):
             self.resume()
         self.drop_images()
         self.enter("undone", sync=True)
-
-    def drop_page_channel(self) -> None:
-        if self.page_channel is not None:
-            self.page_channel.close()
-            self.page_channel = None
 
     def resume(self) -> None:
         """Address back, TCP_REPAIR off, CRIU's nft table away, announce, SIGCONT: each may be done twice."""

@@ -68,13 +68,8 @@ class ImageStore:
 
     def read(self, pid: int, vaddr: int, pages: int) -> bytes:
         """As Store says; OSError too where the images do not hold the page (post-copy)."""
-        found = self.ranges(pid)
-        index = bisect.bisect_right(self._starts[pid], vaddr) - 1
-        if index < 0 or vaddr >= found[index].end:
-            raise KeyError(f"{vaddr:#x} is no lazy page of process {pid}")
-        here = found[index]
-        if not here.path:
-            raise OSError(errno.ENODATA, f"the images of process {pid} do not hold the page {vaddr:#x}")
+        self._insist(pid, vaddr)
+        here = self.ranges(pid)[bisect.bisect_right(self._starts[pid], vaddr) - 1]
         size = min(pages * PAGE, here.end - vaddr)
         data = os.pread(self._file(here.path), size, here.offset + vaddr - here.start)
         whole = len(data) - len(data) % PAGE
@@ -88,6 +83,31 @@ class ImageStore:
             if self._files.setdefault(path, fd) != fd:  # another thread was quicker
                 os.close(fd)
         return self._files[path]
+
+    def want(self, pid: int, vaddr: int, pages: int) -> None:
+        """Nothing: all of it is here (lazy_proxy.Pages)."""
+
+    def locate(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
+        """Descriptor, place in it (bytes) and number of pages from `vaddr` on. Raises as `read` does."""
+        self._insist(pid, vaddr)
+        return self.find(pid, vaddr, pages)
+
+    def _insist(self, pid: int, vaddr: int) -> None:
+        if not self.holds(pid, vaddr):
+            raise OSError(errno.ENODATA, f"the images of process {pid} do not hold the page {vaddr:#x}")
+
+    def find(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
+        """As `locate`, for who has asked `holds`."""
+        here = self.ranges(pid)[bisect.bisect_right(self._starts[pid], vaddr) - 1]
+        return self._file(here.path), here.offset + vaddr - here.start, min(pages, (here.end - vaddr) // PAGE)
+
+    def holds(self, pid: int, vaddr: int) -> bool:
+        """Whether the images have this page. KeyError for what is not a lazy page of that process."""
+        found = self.ranges(pid)
+        index = bisect.bisect_right(self._starts[pid], vaddr) - 1
+        if index < 0 or vaddr >= found[index].end:
+            raise KeyError(f"{vaddr:#x} is no lazy page of process {pid}")
+        return bool(found[index].path)
 
     def close(self) -> None:
         while self._files:

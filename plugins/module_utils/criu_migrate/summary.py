@@ -12,6 +12,14 @@ RESULTS = {
     "rolled_back": "ROLLED BACK, the process goes on on the source",
     "failed": "FAILED",
 }
+# Why no further pre-dump was made: iteration.stop_reason
+STOPPED = {
+    "target": "the predicted downtime meets the target",
+    "not_falling": "another round would hardly shorten the downtime",
+    "rounds": "as many rounds as are allowed were made",
+    "deadline": "with another round the deadline might have been missed",
+}
+FAILED = "failed: "
 UNKNOWN = "not known to run; playbooks/resolve.yml shows both records"
 
 
@@ -25,6 +33,37 @@ def size(value: Any) -> str:
     return "not measured" if value is None else f"{value / MB:.2f} MB"
 
 
+def stopped(reason: Any) -> str:
+    """Return why rounds of pre-dump ended, in words; '' where there were none."""
+    text = str(reason or "")
+    if text.startswith(FAILED):
+        return f"they failed, and all memory moved while the process was frozen ({text[len(FAILED) :]})"
+    return STOPPED.get(text, text)
+
+
+def round_line(one: Mapping[str, Any]) -> str:
+    """Return what one round of pre-dump was like: seconds, pages, bytes, and what stopping after it was to cost."""
+    parts = [seconds(one.get("seconds"))]
+    if one.get("pages_written") is not None:
+        parts.append(f"{one['pages_written']} pages")
+    if one.get("bytes") is not None:
+        parts.append(size(one["bytes"]))
+    if one.get("frozen") is not None:
+        parts.append(f"frozen {seconds(one['frozen'], 3)}")
+    if one.get("predicted_downtime") is not None:
+        parts.append(f"downtime predicted {seconds(one['predicted_downtime'], 3)}")
+    return ", ".join(parts)
+
+
+def predicted(prediction: Mapping[str, Any]) -> str:
+    """Return the downtime that was predicted beside what it was; '' where none was."""
+    if prediction.get("downtime") is None:
+        return ""
+    error = prediction.get("error")
+    off = "" if error is None else f" ({error:+.0%})"
+    return f"{seconds(prediction['downtime'], 3)}, it was {seconds(prediction.get('actual'), 3)}{off}"
+
+
 def render(metrics: Mapping[str, Any], results_dir: str) -> str:
     """Return the summary of a run.
 
@@ -32,7 +71,7 @@ def render(metrics: Mapping[str, Any], results_dir: str) -> str:
     :param results_dir: the folder with everything else
     """
     workload = metrics.get("workload", {}).get("name", "unknown")
-    blocks = [_head(metrics), _pre_dumps(metrics.get("pre_dumps") or [])]
+    blocks = [_head(metrics), _pre_dumps(metrics)]
     if touched(metrics):
         blocks += [
             _work(metrics),
@@ -87,13 +126,18 @@ def _head(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _pre_dumps(rounds: list[Any]) -> list[str]:
-    if not rounds:
+def _pre_dumps(metrics: Mapping[str, Any]) -> list[str]:
+    rounds, reason = metrics.get("pre_dumps") or [], stopped(metrics.get("stop_reason"))
+    if not rounds and not reason:
         return []
-    total = sum(one["seconds"] for one in rounds)
-    lines = [f"Pre-dump Iterations: {len(rounds)}", f"  Total time: {seconds(total)}",
-             f"  Average time: {seconds(total / len(rounds))}"]
-    return lines + [f"  Iteration {place}: {seconds(one['seconds'])}" for place, one in enumerate(rounds, 1)]
+    lines = [f"Pre-dump Iterations: {len(rounds)}"]
+    if rounds:
+        total = sum(one["seconds"] for one in rounds)
+        lines += [f"  Total time: {seconds(total)}", f"  Average time: {seconds(total / len(rounds))}"]
+    lines += [f"  Iteration {place}: {round_line(one)}" for place, one in enumerate(rounds, 1)]
+    lines += [f"  No further one: {reason}"] if reason else []
+    expected = predicted(metrics.get("prediction") or {})
+    return lines + ([f"  Downtime predicted: {expected}"] if expected else [])
 
 
 def _work(metrics: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,82 @@
+"""What moves between this node and another have cost, remembered here for the next one's predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from statistics import median
+from typing import Any, NamedTuple
+
+from . import record
+from .planner import Costs
+
+NAME = "costs.json"
+KEPT = 5  # moves of one kind
+KEYS = {"lazy", "memory", "fixed", "bandwidth"}
+LIKE = math.log(4)  # memory within this factor is alike
+UNKNOWN = 110e6  # bytes/s of a link of which nothing is known: 1 Gbit/s
+_USUAL = Costs()  # where nothing was seen yet
+
+
+class Known(NamedTuple):
+    """bandwidth: bytes/s; fixed: seconds of downtime that no round shortens, None where none was seen; usual: the same
+    on the nodes of docs/benchmarks.md; after: seconds from the thaw until the source is free."""
+
+    bandwidth: float
+    fixed: float | None
+    usual: float
+    after: float
+
+    def fixed_after(self, lead: float) -> float:
+        """The same for who has seen how long a round takes in which nothing moves (seconds): as many times longer than
+        usual everything else may be."""
+        return self.usual * max(1.0, lead / _USUAL.lead) if self.fixed is None else self.fixed
+
+
+def speeds() -> dict[str, float]:
+    """Bytes/s of the links to other nodes, by their addresses, as moves have found them."""
+    found = {}
+    for peer, moves in _read().items():
+        if seen := [float(one["bandwidth"]) for one in moves if one.get("bandwidth")]:
+            found[peer] = median(seen)
+    return found
+
+
+def recall(peer: str, lazy: bool, memory: int) -> Known:
+    """What is known of moves to `peer` of processes with so much memory (bytes)."""
+    moves = _read().get(peer) or []
+    alike = [one for one in moves if one["lazy"] == lazy and abs(math.log(memory / max(1, one["memory"]))) < LIKE]
+    fixed = None
+    if alike:  # an eager restore takes as long as the memory is large
+        longer = 0.0 if lazy else _USUAL.eager_byte
+        fixed = median(max(0.0, one["fixed"] + (memory - one["memory"]) * longer) for one in alike)
+    usual = _USUAL.freeze + _USUAL.dump + _USUAL.images + _USUAL.handover
+    usual += _USUAL.lazy if lazy else _USUAL.eager + memory * _USUAL.eager_byte
+    after = _USUAL.cleaning + (memory / _USUAL.fill_local if lazy else memory * _USUAL.cleaning_byte)
+    return Known(speeds().get(peer, UNKNOWN), fixed, usual, after)
+
+
+def remember(peer: str, lazy: bool, memory: int, fixed: float, bandwidth: float | None) -> None:
+    """Keep what a move has cost. A file that cannot be written only costs the next one a prediction."""
+    moves = _read()
+    one = {"lazy": lazy, "memory": memory, "fixed": round(fixed, 6), "bandwidth": bandwidth}
+    same = [item for item in moves.get(peer, []) if item["lazy"] == lazy][-KEPT + 1 :]
+    other = [item for item in moves.get(peer, []) if item["lazy"] != lazy]
+    moves[peer] = [*other, *same, one]
+    with contextlib.suppress(OSError):
+        record.write_file(_path(), json.dumps(moves).encode(), sync=False)
+
+
+def _path() -> str:
+    return os.path.join(record.RUNS, NAME)
+
+
+def _read() -> dict[str, list[dict[str, Any]]]:
+    try:
+        with open(_path(), encoding="utf-8") as handle:
+            found = json.load(handle)
+        return {peer: [one for one in moves if one.keys() >= KEYS] for peer, moves in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, cut off, or not of this version
+        return {}
