@@ -22,6 +22,7 @@ from . import bench_redis, hosts, lazy_sequences, report, sequences
 TARGETS = {
     "full / by hand": 1.15, "full / by tunnel": 1.15, "full / plain": 1 / 3,
     "lazy restore / full": 0.65, "postcopy / lazy by hand": 1.2, "postcopy / seed": 1 / 20,
+    "precopy / full": 1 / 4, "precopy / phaul": 1.0,
 }  # fmt: skip
 
 
@@ -82,6 +83,9 @@ def run_all(options: argparse.Namespace, where: hosts.Hosts, variants: list[str]
         "full": sequences.ours(options.encryption, options.playbook),
         "lazy restore": sequences.ours(options.encryption, options.playbook, lazy_restore=True),
         "postcopy": sequences.ours(options.encryption, options.playbook, "postcopy"),
+        "precopy": sequences.ours(options.encryption, options.playbook, "precopy"),
+        "phaul": sequences.ours(options.encryption, options.playbook, "precopy", predump_rule="phaul"),
+        "hybrid": sequences.ours(options.encryption, options.playbook, "hybrid"),
         "lazy by hand": lazy_sequences.by_hand(),
         "seed": lazy_sequences.seed,
         "by hand": sequences.by_hand(options.encryption),

@@ -56,6 +56,7 @@ class Nodes:
         """Write them into `private`, each with a link to ssh.cfg where there is one beside the given `inventory`."""
         found = yaml.safe_load(inventory.read_text(encoding="utf-8"))
         groups = found["all"]["children"]
+        self.address = str((found["all"].get("vars") or {}).get("lab_service_address", ""))
         groups.pop("client", None)
         self.out = self._write(private / "out", inventory, found)
         groups["source"], groups["destination"] = groups["destination"], groups["source"]
@@ -145,6 +146,9 @@ class Mover:
             words = f"working_dir={traveller.working_dir} purge=true force=true"
             command = [self._program("ansible"), "-i", str(self.nodes.out), "source:destination", "-b"]
             self._call([*command, "-m", "workload_stop", "-a", words], log)
+            if self.nodes.address:  # it stays where the process was, and would be in the way of the next
+                words = f"address={self.nodes.address} state=absent"
+                self._call([*command, "-m", "service_address", "-a", words], log)
 
     def _run(self, playbook: str, inventory: Path, extra: dict[str, Any], log: Path) -> int:
         command = [self._program("ansible-playbook"), "-i", str(inventory), playbook, "-e", json.dumps(extra)]

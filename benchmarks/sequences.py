@@ -70,8 +70,8 @@ def far(redis: Redis, warm: bool) -> str:
     return f"{words} {user}@{redis.hosts.destination.address}"
 
 
-def ours(encryption: str, playbook: str, strategy: str = "full", lazy_restore: bool = False) -> Sequence:
-    """Our own migration, as a user types it, of a process that runs already."""
+def ours(encryption: str, playbook: str, strategy: str = "full", **more: Any) -> Sequence:
+    """Our own migration, as a user types it, of a process that runs already; `more` are further parameters."""
 
     def move(redis: Redis, run: str) -> Move:
         results = ROOT / "results" / "benchmark" / run
@@ -81,22 +81,23 @@ def ours(encryption: str, playbook: str, strategy: str = "full", lazy_restore: b
             "working_dir": redis.folder,
             "service_address": redis.hosts.service_address,
             "migration_strategy": strategy,
-            **({"lazy_restore": True} if lazy_restore else {}),
             "transfer": "page_server",
             "transfer_encryption": encryption,
             "results_dir": str(results),
+            **more,
         }
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(redis.hosts.inventory)]
         began = time.time()
         done = subprocess.run(
-            [*command, playbook, "-e", json.dumps(extra)], cwd=ROOT, capture_output=True, text=True, timeout=600
+            [*command, playbook, "-e", json.dumps(extra)], cwd=ROOT, capture_output=True, text=True, timeout=1800
         )
         ended = time.time()
         if done.returncode:
             raise BenchmarkError(f"{playbook} ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
         (metrics,) = results.glob("*/metrics.json")
         found = json.loads(metrics.read_text(encoding="utf-8"))
-        return Move(began, ended, {**found["downtime"], "lazy": found["lazy"]})
+        kept = ("lazy", "strategy", "pre_dumps", "stop_reason", "prediction", "times")
+        return Move(began, ended, {**found["downtime"], **{name: found[name] for name in kept}})
 
     return move
 

@@ -191,8 +191,9 @@ class Aftermath:
         """What differs from how the node looked before, without the workload itself and the record."""
         found = [f"addresses {look['addresses']}, not {addresses}"] * (set(look["addresses"]) != addresses)
         mine = {item["pid"] for run in [self, *self.others] for item in run.copies(look)}
-        count = Counter(" ".join(item["words"]) for item in look["processes"] if item["pid"] not in mine)
-        count.subtract(Counter(" ".join(item["words"]) for item in before["processes"]))
+        now = [item for item in look["processes"] if item["pid"] not in mine and not of_the_kernel(item)]
+        count = Counter(" ".join(item["words"]) for item in now)
+        count.subtract(Counter(" ".join(item["words"]) for item in before["processes"] if not of_the_kernel(item)))
         found += [f"process {words}" for words, more in count.items() if more > 0]
         for key in ("tables", "mounts"):
             found += [f"{key} {item}" for item in look[key] if item not in before[key]]
@@ -224,6 +225,11 @@ class Aftermath:
                 node.run("rm", "-rf", f"{RUNS}/{run_id}", check=False)
             for line in node.run("nft", "list", "tables", check=False).splitlines():
                 node.run("nft", "delete", *line.split(), check=False)
+
+
+def of_the_kernel(item: dict[str, Any]) -> bool:
+    """A thread of a virtual machine's kernel, which has more of them or fewer as it likes."""
+    return not item["words"] and 2 in (item["pid"], item["ppid"])
 
 
 def belongs(item: dict[str, Any], folder: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ class Draw:
     of_a_node: bool
 
     @classmethod
-    def of(cls, seed: int, delay: float) -> Draw:
+    def of(cls, seed: int, delay: float, kinds: Iterable[str] = KINDS) -> Draw:
         chance = random.Random(seed)  # noqa: S311  nothing secret: to be repeated
-        kind, with_address = chance.choice(sorted(KINDS)), chance.random() < 0.5
+        kind, with_address = chance.choice(sorted(kinds)), chance.random() < 0.5
         workload = "redis" if with_address else chance.choice(["memory", "memory", "redis"])
         wanted, moment = chance.choice(STATES), chance.uniform(0.0, delay)
         of_a_node = seed % EVERY == EVERY - 1

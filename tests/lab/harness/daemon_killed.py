@@ -63,14 +63,14 @@ class Limited:
     def want(self, pid: int, vaddr: int, pages: int) -> None:
         """Asked for again when its turn comes."""
 
-    def find(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> tuple[int, int]:
+    def locate(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
         with self.changed:
             self.changed.wait_for(lambda: (self.restoring and pages == 1) or self.given < self.most)
             count = 1 if self.restoring else min(pages, self.most - self.given)
             data = self.store.read(pid, vaddr, count)
             os.pwrite(self.fd, data, 0)
             self.given += len(data) // uffd.PAGE
-            return 0, len(data) // uffd.PAGE
+            return self.fd, 0, len(data) // uffd.PAGE
 
 
 def wait_for(what: str, probe: Callable[[], Any]) -> Any:

@@ -69,7 +69,7 @@ class Guarded(Run):
 
     @property
     def postcopy(self) -> bool:
-        return self.config.get("strategy") == "postcopy"
+        return self.config.get("strategy") in ("postcopy", "hybrid")
 
     @property
     def lazy(self) -> bool:
