@@ -84,9 +84,13 @@ def all_came(images: str) -> bool:
     """Whether no page of the copy restored from this directory is still on the source only."""
     try:
         with open(os.path.join(images, NAME + ".map"), "rb") as handle:
-            listed = handle.read()
+            return whole(handle.read())
     except FileNotFoundError:
         return False
+
+
+def whole(listed: bytes) -> bool:
+    """The same of what the file with the list holds."""
     # Where no page was left for later, there is nothing but the digest.
     return len(listed) >= _STAMP and not listed[:-_STAMP].strip(THERE + GONE)
 

@@ -181,11 +181,13 @@ def person(run: Guarded, role: str, tmp: Path) -> str:
 
 def kept_whole(run: Guarded, role: str) -> bool:
     """The node that lives on has a copy, or all that makes one, that needs nothing of the source which has died."""
-    found = run.record("destination")
-    if role == "destination" or found["state"] not in ("restoring", "restored", "running", "done"):
+    if role == "destination":  # which is off: nothing of a machine can be read then
         return False
-    images = run.node("destination").path(f"{run.images['destination']}/{run.run_id}")
-    all_came = bool(found.get("filled")) or lazy_file.all_came(str(images))
+    found = run.record("destination")
+    if found["state"] not in ("restoring", "restored", "running", "done"):
+        return False
+    listed = run.node("destination").path(f"{run.images['destination']}/{run.run_id}/{lazy_file.NAME}.map")
+    all_came = bool(found.get("filled")) or (listed.exists() and lazy_file.whole(listed.read_bytes()))
     return not run.postcopy or (all_came and found["state"] != "restoring")
 
 

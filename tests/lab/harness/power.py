@@ -25,7 +25,7 @@ def on(node: Node) -> None:
     """Another boot; nothing when the node is on."""
     lab = lab_store.Lab(node.lab)
     if lab.start_node(node.name, ""):
-        lab.wait_ssh(node.name, 60)
+        lab.wait_ssh(node.name, 60 * nodes.stretch)
 
 
 def is_on(node: Node) -> bool:
