@@ -74,7 +74,6 @@ class Iterating:
                 self.give_up(error)
                 if attempt + 1 == TRIES or not self.root.alive():
                     break
-        self.guard.rec.note(pre_dumps=[])
         return ""
 
     def give_up(self, error: MigrationError) -> None:

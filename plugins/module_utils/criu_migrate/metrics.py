@@ -71,8 +71,8 @@ def transfer(params: Data, strategy: str, source: Data, destination: Data, stats
     dump = stats.get("dump") or {}
     pages = int(dump.get("pages_written", 0)) * PAGE
     size = int(source.get("bytes") or 0)
-    rounds = [one for one in source.get("pre_dumps") or [] if source.get("parent")]
-    pages += sum(int(one["bytes"]) for one in rounds)
+    moved = sum(int(one["bytes"]) for one in source.get("pre_dumps") or []) if source.get("parent") else 0
+    pages += moved
     images = "rsync" if params.get("transfer") == "rsync" else "link"
     follows = strategy in ("postcopy", "hybrid")
     way = "link" if follows else "rsync" if images == "rsync" else "page_server"
@@ -87,7 +87,6 @@ def transfer(params: Data, strategy: str, source: Data, destination: Data, stats
         needed = int(filled.get("pages_total") or 0) - int(filled.get("pages_inherited") or 0)
         needed = int(filled["pages_fetched"]) if "pages_fetched" in filled else needed
         # of hybrid's dump the pages that cannot come late lie in the images
-        moved = sum(int(one["bytes"]) for one in rounds)
         pages = max(pages, needed * PAGE) if strategy == "postcopy" else moved + needed * PAGE
         seconds = _difference(marks.get("destination_filled"), marks.get("frozen"))
     total = (size if way == "rsync" else pages + size) if dump else None
