@@ -22,8 +22,9 @@ from . import bench_redis, hosts, lazy_sequences, report, sequences
 TARGETS = {
     "full / by hand": 1.15, "full / by tunnel": 1.15, "full / plain": 1 / 3,
     "lazy restore / full": 0.65, "postcopy / lazy by hand": 1.2, "postcopy / seed": 1 / 20,
-    "precopy / full": 1 / 4, "precopy / phaul": 1.0,
+    "precopy / full": 1 / 4, "precopy / phaul": 1.0, "precopy eager / full": 1.1,
 }  # fmt: skip
+IN_ALL = ("precopy eager / full",)  # whose total time has to meet the target as well
 
 
 def read_options() -> argparse.Namespace:
@@ -63,6 +64,7 @@ def run_once(
         moved = move(redis, name)
         time.sleep(1.0)  # what the client sees after the move belongs to its figures
         run.update(bench_redis.finish(redis, (moved.began, moved.ended + 1.0)), details=moved.details)
+        run["total"] = (moved.details.get("times") or {}).get("total") or moved.ended - moved.began
     except hosts.BenchmarkError as error:
         run["error"] = str(error)
     finally:
@@ -84,6 +86,7 @@ def run_all(options: argparse.Namespace, where: hosts.Hosts, variants: list[str]
         "lazy restore": sequences.ours(options.encryption, options.playbook, lazy_restore=True),
         "postcopy": sequences.ours(options.encryption, options.playbook, "postcopy"),
         "precopy": sequences.ours(options.encryption, options.playbook, "precopy"),
+        "precopy eager": sequences.ours(options.encryption, options.playbook, "precopy", lazy_restore=False),
         "phaul": sequences.ours(options.encryption, options.playbook, "precopy", predump_rule="phaul"),
         "hybrid": sequences.ours(options.encryption, options.playbook, "hybrid"),
         "lazy by hand": lazy_sequences.by_hand(),
@@ -142,6 +145,8 @@ def main() -> int:
     missed = summary["failed"] > 0
     for name, target in TARGETS.items():
         for measure, values in summary["ratios"].get(name, {}).items():
+            if measure == report.TOTAL and name not in IN_ALL:
+                continue
             met = values["median"] <= target
             missed |= not met
             print(

@@ -82,23 +82,24 @@ class Mover:
         self.folder = folder
         self.params = params
 
-    def start(self, workload: str) -> tuple[dict[str, Any], Traveller | None]:
-        """Start a workload on the source and move it to the destination; no traveller where nothing was started."""
+    def start(self, workload: str, how: dict[str, Any] | None = None) -> tuple[dict[str, Any], Traveller | None]:
+        """Start a workload on the source and move it to the destination, by START or as `how` says; no traveller where
+        nothing was started."""
         known = yaml.safe_load(
             (ROOT / "roles" / f"workload_{workload}" / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
         )["argument_specs"]["main"]["options"]
         params = {**DEFAULTS[workload], **{name: value for name, value in self.params.items() if name in known}}
-        move = self._play(self.nodes.out, workload, {"workload": workload, **VARIANTS[START], **params})
+        move = self._play(self.nodes.out, workload, {"workload": workload, **(how or VARIANTS[START]), **params})
         run_id = move["run_id"]
         record = {"workload": workload, "variant": "first", "direction": "out", "params": params, **move}
         traveller = Traveller(workload, move["pid"] or 0, f"/srv/criu-migrate/{run_id}") if run_id else None
         return record, traveller
 
-    def move(self, traveller: Traveller, variant: str) -> dict[str, Any]:
-        """Move it to the other node."""
+    def move(self, traveller: Traveller, variant: str, how: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Move it to the other node, by one of VARIANTS or as `how` says."""
         inventory = self.nodes.back if traveller.there else self.nodes.out
         direction = "back" if traveller.there else "out"
-        extra = {"workload": "process", "pid": traveller.pid, **VARIANTS[variant]}
+        extra = {"workload": "process", "pid": traveller.pid, **(how or VARIANTS[variant])}
         move = self._play(inventory, traveller.workload, extra)
         traveller.there = not traveller.there
         return {"workload": traveller.workload, "variant": variant, "direction": direction, **move}
@@ -131,6 +132,8 @@ class Mover:
             **{name: downtime.get(name) for name in ("service", "usual_gap", "frozen")},
             "times": found.get("times"),
             "total": (found.get("times") or {}).get("total"),
+            "deadlines": found.get("deadlines"),
+            "reason": found.get("strategy_reason"),
         }
         if found.get("error"):
             move["error"] = found["error"]

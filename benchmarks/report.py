@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-MEASURES = ("client", "heartbeat")
+TOTAL = "total"  # seconds from the start to the end of the move
+MEASURES = ("client", "heartbeat", TOTAL)
 FIELDS = (
-    "pair", "variant", "client", "client_usual", "heartbeat", "heartbeat_usual", "memory", "connected",
+    "pair", "variant", "client", "client_usual", "heartbeat", "heartbeat_usual", "total", "memory", "connected",
     "client_verified", "verified", "acknowledged", "load_before", "error",
 )  # fmt: skip
 
@@ -68,7 +69,7 @@ def _row(name: str, measure: str, values: dict[str, float], digits: int) -> str:
 def markdown(summary: dict[str, Any]) -> str:
     """Return the tables: seconds of each variant, then ratios of pairs."""
     head = "seen by | median | quartile | quartile | min | max | runs |\n|---|---|---|---|---|---|---|---|"
-    lines = [f"| downtime, seconds | {head}"]
+    lines = [f"| downtime (and all of it: total), seconds | {head}"]
     for variant, measures in summary["seconds"].items():
         lines += [_row(variant, measure, values, 3) for measure, values in measures.items()]
     lines += ["", f"| ratio in a pair | {head}"]

@@ -59,6 +59,12 @@ options:
       - What rounds were like is in C(record.pre_dumps), why no further one was made in C(record.stop_reason).
     type: bool
     default: false
+  until_late:
+    description:
+      - When watching a source, return as soon as its guard foresees, by the link that it has measured, that the
+        deadline will be missed. C(record.deadline.text) says what the move needs and what would do.
+    type: bool
+    default: false
   seconds:
     description: How long O(state=watched), and O(state=fenced) on the destination, wait at most, in seconds.
     type: float
@@ -175,7 +181,7 @@ def armed(params: dict[str, Any]) -> dict[str, Any]:
 
 def watch(params: dict[str, Any]) -> int:
     """How often a killed guard had to be started again."""
-    until = (params["until_filling"], params["until_round"])
+    until = (params["until_filling"], params["until_round"], params["until_late"])
     return control.watch(params["run_id"], sys.executable, params["seconds"], *until)[1]
 
 
@@ -221,6 +227,7 @@ def main() -> None:
             "watch": {"type": "bool", "default": False},
             "until_filling": {"type": "bool", "default": False},
             "until_round": {"type": "bool", "default": False},
+            "until_late": {"type": "bool", "default": False},
             "seconds": {"type": "float", "default": 600.0},
             "working_dir": {"type": "path", "default": ""},
             "pid": {"type": "int", "default": 0},

@@ -37,7 +37,7 @@ def test_the_ways_of_pages_and_images(
     seconds: float,
 ) -> None:
     params: dict[str, Any] = {"transfer": method, "transfer_encryption": asked}
-    found = metrics.transfer(params, strategy, SOURCE, DESTINATION, STATS, MARKS)
+    found = metrics.transfer(params, {"strategy": strategy}, SOURCE, DESTINATION, STATS, MARKS)
     way, encryption = pages
     assert found["channels"]["pages"] == {"way": way, "encryption": encryption}
     assert found["channels"]["images"] == {"way": images, "encryption": "tls"}
@@ -45,3 +45,10 @@ def test_the_ways_of_pages_and_images(
     assert (found["bytes"], found["seconds"]) == (size, seconds)
     schema = json.loads((root / "schemas" / "metrics.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(found, schema["properties"]["transfer"], jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(("planned", "told"), [("none", "none"), ("tls", "tls"), (None, "tls")])
+def test_the_encryption_that_was_planned_is_told(planned: str | None, told: str) -> None:
+    params = {"transfer": "page_server", "transfer_encryption": "auto"}
+    plan = {"strategy": "full", "encryption": planned}
+    assert metrics.transfer(params, plan, SOURCE, DESTINATION, STATS, MARKS)["encryption"] == told

@@ -176,17 +176,23 @@ def _guard_fd(rec: record.Record) -> int | None:
 
 
 def watch(
-    run_id: str, python: str, limit: float, until_filling: bool = False, until_round: bool = False
+    run_id: str,
+    python: str,
+    limit: float,
+    until_filling: bool = False,
+    until_round: bool = False,
+    until_late: bool = False,
 ) -> tuple[record.Record, int]:
     """Wait for the end of the migration on this node; a guard that was killed is started again from its record.
 
     Returns the record and how often the guard had to be started again. Returns a record that is not final when `limit`
     seconds have passed, or, with `until_filling`, once only memory is still to come, or, with `until_round`, once a
-    further round was made and there is time to show it.
+    further round was made and there is time to show it, or, with `until_late`, once the guard foresees that its
+    deadline will be missed.
     """
     held = None if load(run_id).final else record.lock(run_id, WATCHED, guard.LOOKS)
     try:
-        return _watch(run_id, python, limit, until_filling, until_round)
+        return _watch(run_id, python, limit, until_filling, until_round, until_late)
     finally:
         if held is not None:
             os.close(held)
@@ -208,7 +214,9 @@ def may_show(rec: record.Record, seen: int) -> bool:
     return log.endswith(f"-{len(made) + 1}.log") and float(made[-1].get("predicted_downtime") or 0.0) >= ROOM
 
 
-def _watch(run_id: str, python: str, limit: float, until_filling: bool, until_round: bool) -> tuple[record.Record, int]:
+def _watch(
+    run_id: str, python: str, limit: float, until_filling: bool, until_round: bool, until_late: bool
+) -> tuple[record.Record, int]:
     deadline = time.monotonic() + limit
     began = time.time()
     restarts = 0
@@ -222,6 +230,8 @@ def _watch(run_id: str, python: str, limit: float, until_filling: bool, until_ro
         if until_filling and rec.state == "committed" and rec.data.get("lazy"):
             return rec, restarts
         if until_round and may_show(rec, seen):
+            return rec, restarts
+        if until_late and (rec.data.get("deadline") or {}).get("late"):
             return rec, restarts
         if not alive(run_id):
             if load(run_id).final:

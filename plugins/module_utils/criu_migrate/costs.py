@@ -14,6 +14,7 @@ from .planner import Costs
 
 NAME = "costs.json"
 KEPT = 5  # moves of one kind
+NEWEST = 3  # moves whose bandwidth counts
 KEYS = {"lazy", "memory", "fixed", "bandwidth"}
 LIKE = math.log(4)  # memory within this factor is alike
 UNKNOWN = 110e6  # bytes/s of a link of which nothing is known: 1 Gbit/s
@@ -36,11 +37,11 @@ class Known(NamedTuple):
 
 
 def speeds() -> dict[str, float]:
-    """Bytes/s of the links to other nodes, by their addresses, as moves have found them."""
+    """Bytes/s of the links to other nodes, by their addresses, as the latest moves have found them."""
     found = {}
     for peer, moves in _read().items():
         if seen := [float(one["bandwidth"]) for one in moves if one.get("bandwidth")]:
-            found[peer] = median(seen)
+            found[peer] = median(seen[-NEWEST:])
     return found
 
 
@@ -58,13 +59,16 @@ def recall(peer: str, lazy: bool, memory: int) -> Known:
     return Known(speeds().get(peer, UNKNOWN), fixed, usual, after)
 
 
-def remember(peer: str, lazy: bool, memory: int, fixed: float, bandwidth: float | None) -> None:
-    """Keep what a move has cost. A file that cannot be written only costs the next one a prediction."""
+def remember(peer: str, lazy: bool | None, memory: int, fixed: float, bandwidth: float | None) -> None:
+    """Keep what a move has cost; lazy is None where it tells of the link only. A file that cannot be written only costs
+    the next one a prediction."""
     moves = _read()
     one = {"lazy": lazy, "memory": memory, "fixed": round(fixed, 6), "bandwidth": bandwidth}
-    same = [item for item in moves.get(peer, []) if item["lazy"] == lazy][-KEPT + 1 :]
-    other = [item for item in moves.get(peer, []) if item["lazy"] != lazy]
-    moves[peer] = [*other, *same, one]
+    listed = moves.setdefault(peer, [])
+    same = [item for item in listed if item["lazy"] == lazy]
+    for outdated in same[: max(0, len(same) - KEPT + 1)]:
+        listed.remove(outdated)
+    listed.append(one)
     with contextlib.suppress(OSError):
         record.write_file(_path(), json.dumps(moves).encode(), sync=False)
 

@@ -66,9 +66,9 @@ def downtime(source: Data, destination: Data, marks: Data, heartbeat: Data, clie
     }
 
 
-def transfer(params: Data, strategy: str, source: Data, destination: Data, stats: Data, marks: Data) -> dict[str, Any]:
+def transfer(params: Data, plan: Data, source: Data, destination: Data, stats: Data, marks: Data) -> dict[str, Any]:
     """Bytes of pages and images that crossed, and the seconds in which they did (page server: those of the dump)."""
-    dump = stats.get("dump") or {}
+    dump, strategy = stats.get("dump") or {}, plan.get("strategy")
     pages = int(dump.get("pages_written", 0)) * PAGE
     size = int(source.get("bytes") or 0)
     moved = sum(int(one["bytes"]) for one in source.get("pre_dumps") or []) if source.get("parent") else 0
@@ -76,7 +76,8 @@ def transfer(params: Data, strategy: str, source: Data, destination: Data, stats
     images = "rsync" if params.get("transfer") == "rsync" else "link"
     follows = strategy in ("postcopy", "hybrid")
     way = "link" if follows else "rsync" if images == "rsync" else "page_server"
-    encryption = "tls" if way == "rsync" else params.get("transfer_encryption")
+    asked = "none" if params.get("transfer_encryption") == "none" else "tls"  # where nothing was planned
+    encryption = "tls" if way == "rsync" else plan.get("encryption") or asked
     seconds = (
         (source.get("rsync") or {}).get("seconds")
         if way == "rsync"
@@ -245,7 +246,7 @@ def build(
         "strategy": plan.get("strategy"),
         "strategy_reason": plan.get("reason") or None,
         "lazy_restore": bool(plan.get("lazy_restore")),
-        "transfer": transfer(params, str(plan.get("strategy")), one, two, stats, marks),
+        "transfer": transfer(params, plan, one, two, stats, marks),
         "status": status,
         "process": {
             "node": (named.get(where or "") or {}).get("name") if where else None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from . import packing
 
 NAMES = (
-    "calling", "cli", "costs", "destination", "detaching", "dirty", "errors", "files", "fill", "filling", "guard",
-    "holding", "intake", "iterating", "iteration", "layout", "lazy_file", "lazy_proxy", "lazy_source", "lazy_store",
-    "lazy_window", "lazymap", "limits", "listening", "mixed_store", "moved", "net", "output", "page_images", "planner",
-    "polling", "proc", "receiving", "record", "relay", "replay", "reserve", "secure", "sending", "serving", "sockets",
-    "source", "stats", "store", "sync", "tracing", "uffd", "wire",
+    "calling", "cli", "costs", "destination", "detaching", "dirty", "errors", "files", "fill", "filling",
+    "forecast", "guard", "holding", "intake", "iterating", "iteration", "layout", "lazy_file", "lazy_proxy",
+    "lazy_source", "lazy_store", "lazy_window", "lazymap", "limits", "listening", "mixed_store", "moved", "net",
+    "output", "page_images", "planner", "planner_choice", "polling", "proc", "receiving", "record", "relay",
+    "replay", "reserve", "secure", "sending", "serving", "sockets", "source", "stats", "store", "sync", "tracing",
+    "uffd", "wire",
 )  # fmt: skip
 # Ansible packs only modules that it sees imported; payload needs the text of every one of them.
 from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by side)
@@ -23,6 +24,7 @@ from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by
     files,
     fill,
     filling,
+    forecast,
     guard,
     holding,
     intake,
@@ -43,6 +45,7 @@ from . import (  # noqa: E402,F401  (after NAMES: the two lists are read side by
     output,
     page_images,
     planner,
+    planner_choice,
     polling,
     proc,
     receiving,

@@ -104,15 +104,22 @@ def message(findings: Iterable[Finding]) -> str:
 
 def result(case: Case, findings: Iterable[Finding]) -> Facts:
     """The compact facts that a migration needs later on."""
-    from . import preflight_images, preflight_plan
+    from . import preflight_deadline, preflight_images, preflight_plan
+    from .planner import Strategy
 
     plan = preflight_plan.decide(case)
+    encryption = preflight_deadline.encryption(case, Strategy(plan.strategy, plan.lazy_restore))
     tree = case.tree
     return {
         "source": _node(case.source, case.names["source"]),
         "destination": _node(case.destination, case.names["destination"]),
         "images": preflight_images.choose(case).images,
-        "plan": {"strategy": plan.strategy, "lazy_restore": plan.lazy_restore, "reason": plan.reason},
+        "plan": {
+            "strategy": plan.strategy,
+            "lazy_restore": plan.lazy_restore,
+            "encryption": encryption,
+            "reason": plan.reason,
+        },
         "warnings": [finding.text() for finding in findings if finding.warning],
         "process": {
             "pid": tree["pid"],

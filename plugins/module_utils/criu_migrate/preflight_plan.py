@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .planner import Strategy
 from .planner_choice import possible
 from .preflight import Case, Check, Finding, size
-from .preflight_deadline import quickest, too_late
+from .preflight_deadline import in_the_clear, quickest, too_late
 from .preflight_images import choose, needs, tmpfs_too_small
 
 EAGER = "Use migration_strategy=full without lazy_restore, which restores all memory before the process runs."
@@ -143,7 +143,9 @@ def _problems(case: Case, against: list[str]) -> list[Finding]:
 def check_plan(case: Case) -> Iterator[Finding]:
     plan = decide(case)
     yield from plan.findings
-    yield from too_late(case, Strategy(plan.strategy, plan.lazy_restore))
+    way = Strategy(plan.strategy, plan.lazy_restore)
+    yield from too_late(case, way)
+    yield from in_the_clear(case, way)
     if plan.strategy in ("postcopy", "hybrid"):
         text = (
             "Until all pages have come, the process needs both nodes: when the source goes down in that time, it "

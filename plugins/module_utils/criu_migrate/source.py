@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from . import net, output, proc, sockets, stats, tracing
+from . import forecast, net, output, proc, sockets, stats, tracing
 from .cli import PageServer, failed
 from .errors import LinkLost, MigrationError, Refused
 from .files import image_bytes, link_remaps
@@ -98,6 +98,8 @@ class SourceGuard(SendingGuard):
             raise MigrationError(f"The process {self.root.pid} is not running.", "Start it, then migrate.")
         self.rec.note(clock=self.measure_clock())
         self.send_roots()
+        if self.config.get("forecast"):
+            forecast.look_ahead(self, self.iterating.peer, self.measure_bandwidth())
         if not self.precopy:
             self.open_transfer()
         self.observe("before", proc.tree(self.root.pid))
@@ -231,11 +233,13 @@ class SourceGuard(SendingGuard):
             )
         self.remove_lock_tables()
         self.remove_link_remaps()
-        if self.precopy:
-            try:
+        try:
+            if self.precopy:
                 self.iterating.remember()
-            except Exception as error:  # a figure, which nobody has to wait for
-                self.say(f"what it has cost is not remembered: {error!r}")
+            else:
+                forecast.remember_link(self, self.iterating.peer)
+        except Exception as error:  # a figure, which nobody has to wait for
+            self.say(f"what it has cost is not remembered: {error!r}")
         self.rec.note(bytes=image_bytes(self.images))
         self.drop_images()
         self.enter("done", sync=True)

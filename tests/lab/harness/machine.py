@@ -84,12 +84,20 @@ class Machine(Node):
             raise OSError(found["errno"], found["text"])
         return found["value"]
 
-    def call(self) -> subprocess.Popen[str]:
-        words = f"python3 -I -u -c {shlex.quote(HELPER)}"
+    def call(self, program: str = HELPER, *options: str) -> subprocess.Popen[str]:
+        """A Python program inside, as root, that talks by its standard input and output."""
+        words = shlex.join(["python3", "-I", "-u", "-c", program, *options])
         config = ROOT / "inventories" / self.lab / "ssh.cfg"
         alone = ["-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "ConnectTimeout=180"]
         command = ["ssh", "-F", str(config), *alone, self.name, f"sudo {words}"]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, program: str, *words: str) -> tuple[subprocess.Popen[str], int]:
+        child = self.call("import os; print(os.getpid())\n" + program, *words)
+        assert child.stdout is not None
+        pid = int(child.stdout.readline())
+        assert child.stdout.readline(), f"{self.name}: the helper program ended at once"
+        return child, pid
 
     def leave(self) -> None:
         super().leave()
