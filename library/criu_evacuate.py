@@ -143,8 +143,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import batch, batch_collect, evacuation_look, notices, registry
-from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate import answering, batch, batch_collect, evacuation_look, notices, registry
 
 LISTEN = 20.0  # seconds in which a guard has to listen
 LOOKS = ("inspected", "offered", "collected")
@@ -201,10 +200,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**act(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(msg=error.text(), error=error.as_dict())
+    answering.answer(module, act)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,7 @@ bytes:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import folders, steps
-from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate import answering, folders
 
 
 def main() -> None:
@@ -76,10 +75,7 @@ def main() -> None:
         argument_spec={"images_dir": {"type": "path", "required": True}},
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(changed=False, **folders.info(module.params["images_dir"]))
-    except MigrationError as error:
-        module.fail_json(**steps.failure(error))
+    answering.answer(module, lambda params, _check: {"changed": False, **folders.info(params["images_dir"])})
 
 
 if __name__ == "__main__":

@@ -117,8 +117,7 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import daemons, steps
-from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate import answering, daemons, steps
 
 
 def main() -> None:
@@ -131,10 +130,7 @@ def main() -> None:
         ),
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**daemons.lazy_pages(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(**steps.failure(error))
+    answering.answer(module, daemons.lazy_pages)
 
 
 if __name__ == "__main__":

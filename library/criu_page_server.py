@@ -140,8 +140,7 @@ measured:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import daemons, steps
-from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate import answering, daemons, steps
 
 
 def main() -> None:
@@ -158,10 +157,7 @@ def main() -> None:
         required_if=[("state", "started", ["address"])],
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**daemons.page_server(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(**steps.failure(error))
+    answering.answer(module, daemons.page_server)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,7 @@ measured:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import steps
-from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate import answering, steps
 
 
 def main() -> None:
@@ -125,10 +124,7 @@ def main() -> None:
         ),
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**steps.pre_dump(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(**steps.failure(error))
+    answering.answer(module, steps.pre_dump)
 
 
 if __name__ == "__main__":

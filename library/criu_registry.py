@@ -84,7 +84,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import naming, registry
+from ..module_utils.criu_migrate import answering, naming, registry
 from ..module_utils.criu_migrate.errors import MigrationError
 
 
@@ -122,10 +122,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**act(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(msg=error.text(), error=error.as_dict())
+    answering.answer(module, act)
 
 
 if __name__ == "__main__":

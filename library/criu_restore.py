@@ -123,8 +123,7 @@ measured:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import restoring, steps
-from ..module_utils.criu_migrate.errors import MigrationError
+from ..module_utils.criu_migrate import answering, restoring, steps
 
 
 def main() -> None:
@@ -137,10 +136,7 @@ def main() -> None:
         ),
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**restoring.restore(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(**steps.failure(error))
+    answering.answer(module, restoring.restore)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.criu_migrate import watcher, watching
+from ..module_utils.criu_migrate import answering, watcher, watching
 from ..module_utils.criu_migrate.errors import MigrationError
 
 
@@ -159,10 +159,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**act(module.params, module.check_mode))
-    except MigrationError as error:
-        module.fail_json(msg=error.text(), error=error.as_dict())
+    answering.answer(module, act)
 
 
 if __name__ == "__main__":

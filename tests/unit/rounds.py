@@ -19,7 +19,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
     record,
     stats,
 )
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost, MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.guard import Guard
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.iterating import Iterating
 
@@ -68,6 +68,7 @@ class Node:
         self.page_channel: Any = None
         self.far: list[socket.socket] = []
         self.lost = False
+        self.far_error: MigrationError | None = None  # what the destination says of a round that fails
         rec = record.Record.create("run", "source")
         rec.data["times"]["armed"] = clock.now
         self.rec = rec
@@ -95,6 +96,10 @@ class Node:
         if self.page_channel is not None:
             self.page_channel.close()
             self.page_channel = None
+
+    def cause_of(self, error: MigrationError, request: str) -> MigrationError:
+        assert request == "pages_done"
+        return self.far_error or error
 
     def found(self) -> int:
         return self.pages[min(self.round, len(self.pages)) - 1]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import cli
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.cli import Criu, Job, Options, PageServer, Tls
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.cli import Criu, Options, PageServer, Tls
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import CriuError
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.job import Job
 
 CRIU = Criu("/usr/sbin/criu")
 SECURE = Tls("/t/ca.pem", "/t/cert.pem", "/t/key.pem")

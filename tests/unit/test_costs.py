@@ -86,6 +86,19 @@ def test_a_file_that_cannot_be_read_is_as_none(node: Path, text: str) -> None:
     assert costs.recall(PEER, True, MB).fixed == 1.0
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"memory": None}, {"fixed": "0.2"}, {"bandwidth": -1.0}, {"bandwidth": "x"}, {"fixed": float("nan")}]
+)
+def test_numbers_that_cannot_be_are_as_none(node: Path, wrong: dict[str, object]) -> None:
+    costs.remember(PEER, True, MB, 0.2, 80.0 * MB)
+    moves = [{"lazy": True, "memory": MB, "fixed": 1.0, "bandwidth": 2.0, **wrong}]
+    kept = json.loads((node / costs.NAME).read_text(encoding="utf-8"))[PEER]
+    (node / costs.NAME).write_text(json.dumps({PEER: kept + moves, OTHER: moves}), encoding="utf-8")
+    known = costs.recall(PEER, True, MB)
+    assert (known.fixed, known.bandwidth) == (0.2, 80.0 * MB)
+    assert costs.recall(OTHER, True, MB).fixed is None and list(costs.speeds()) == [PEER]
+
+
 def test_a_file_that_cannot_be_written_costs_a_prediction_only(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "RUNS", str(node / "none" / "there"))
     costs.remember(PEER, True, MB, 1.0, 2.0)

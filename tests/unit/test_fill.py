@@ -7,7 +7,6 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +14,6 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import r
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazymap import Range
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.uffd import PAGE
 from tests.unit.prey import COUNT, PID, Memory, Prey, Run, page, whole
-
-
-@pytest.fixture
-def prey() -> Iterator[Prey]:
-    made = Prey()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_all_of_it_with_what_the_daemon_had_done(prey: Prey) -> None:

@@ -21,8 +21,9 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors i
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazy_file import GONE, NAME, THERE
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Plain
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.uffd import PAGE
+from tests.unit.holders import KEY, Images, Node, Record, begin
 from tests.unit.prey import COUNT, PID, Prey, page, whole
-from tests.unit.test_holding import KEY, Images, Node, Record, begin, wait_for
+from tests.unit.waiting import wait_for
 
 
 class Source(lazy_source.Memory):
@@ -85,13 +86,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
     yield made
     made.rec = Kept(tmp_path / "record.json")
     proc.kill_tree(made.holders(), 5.0)
-
-
-@pytest.fixture
-def prey() -> Iterator[Prey]:
-    made = Prey()
-    yield made
-    made.close()
 
 
 def guard(node: Node, prey: Prey, link: Plain) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import costs, forecast, record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import costs, forecast, proc, record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.guard import Guard
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.planner import NEVER, Costs
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.source import SourceGuard
 
 PEER = "10.0.0.2"
 MB = 1_000_000
@@ -63,9 +66,33 @@ def test_nothing_is_said_where_there_is_no_deadline_or_nothing_is_known(config: 
     assert "deadline" not in one.rec.data
 
 
+@pytest.mark.parametrize("wrong", [LinkLost("The link is gone.", ""), OSError("no"), 0.0, float("nan")])
+def test_a_forecast_hinders_no_move(
+    wrong: Exception | float, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = guard()
+    start = (proc.stat(os.getpid()) or ("", 0, 0))[2]
+    source = SourceGuard(told.rec, {**told.config, "pid": os.getpid(), "start": start, "peer": {"host": PEER}})
+
+    def measure() -> float:
+        if isinstance(wrong, Exception):
+            raise wrong
+        return wrong
+
+    for name in ("measure_clock", "send_roots", "open_transfer"):
+        monkeypatch.setattr(source, name, lambda: None)
+    monkeypatch.setattr(source, "measure_bandwidth", measure)
+    source.prepare()
+    assert source.rec.state == "freezing" and "deadline" not in source.rec.data
+    assert "is not known" in capfd.readouterr().out
+
+
 def test_the_way_counts_as_it_was_decided() -> None:
     needed = []
-    for config in ({}, {"strategy": "postcopy"}, {"transfer_encryption": "none"}, {"transfer": "rsync"}):
+    ways: list[dict[str, Any]] = [
+        {}, {"strategy": "postcopy"}, {"transfer_encryption": "none"}, {"transfer": "rsync"},
+    ]  # fmt: skip
+    for config in ways:
         one = guard(**config)
         forecast.look_ahead(one, PEER, OURS)
         needed.append(one.rec.data["deadline"]["needs"])

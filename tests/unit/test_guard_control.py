@@ -186,3 +186,25 @@ def test_who_does_not_ask_for_rounds_is_not_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(control, "wait_change", change)
     monkeypatch.setattr(control, "alive", lambda _run_id: True)
     assert control.watch("rounds", "python3", 60.0, until_filling=True)[0].state == "done"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({"late": True, "needs": 5.0}, True),
+        ({"late": True, "needs": 4.9}, False),  # over before a task had begun
+        ({"late": False, "needs": 50.0}, False),
+        (None, False),
+    ],
+)
+def test_only_a_long_move_that_will_be_late_is_told_of(told: dict[str, Any] | None, shown: bool) -> None:
+    rec = iterating(0, 1)
+    rec.note(deadline=told)
+    assert control.will_be_late(rec) is shown
+
+
+def test_who_watches_returns_when_it_will_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    rec = iterating(0, 1)
+    monkeypatch.setattr(control, "alive", lambda _run_id: True)
+    monkeypatch.setattr(control, "wait_change", lambda *_: rec.note(deadline={"late": True, "needs": 60.0}))
+    assert control.watch("rounds", "python3", 60.0, until_late=True)[0].state == "iterating"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazy_file, record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import control, guard, lazy_file, proc, record
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.destination import DestinationGuard
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.source import SourceGuard
@@ -103,3 +103,35 @@ def test_a_fenced_run_ends_when_its_memory_has_come(
     destination.filling.done.set()
     assert not destination.given_up(), "it stays to answer a source that comes back"
     assert destination.rec.state == "done"
+
+
+@pytest.mark.parametrize(
+    ("state", "alive", "resumed", "rebooted", "died", "unseen"),
+    [
+        ("restored", False, False, False, False, False),
+        ("running", True, False, False, False, False),
+        ("running", False, False, False, True, True),
+        ("running", False, True, False, False, False),  # it has run, and has ended by itself
+        ("running", False, False, True, False, True),  # told as rebooted, not as died
+        ("running", False, True, True, False, True),
+        ("done", False, False, False, False, False),
+        ("done", False, True, True, False, True),
+        ("undone", False, False, True, False, False),
+    ],
+)
+def test_a_copy_that_died_before_anybody_let_it_run(
+    node: Path, monkeypatch: pytest.MonkeyPatch, state: str, alive: bool, resumed: bool, rebooted: bool, died: bool,
+    unseen: bool,
+) -> None:  # fmt: skip
+    """The guard and those who look at its record say the same of it."""
+    monkeypatch.setattr(guard, "read_config", lambda _run_id: config(node, "full"))
+    monkeypatch.setattr(proc.Proc, "alive", lambda _self: alive)
+    rec = record.Record.create("run", "destination", procs=[{"pid": 7, "start": 1}])
+    rec.enter(state)
+    if resumed:
+        rec.data["times"]["resumed"] = 1.0
+    if rebooted:
+        rec.data["boot_id"] = "an earlier one"
+    assert DestinationGuard(rec, config(node, "full")).died_unseen() is unseen
+    health = control.health(rec)
+    assert (health["died"], health["rebooted"]) == (died, rebooted)

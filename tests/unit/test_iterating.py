@@ -68,6 +68,9 @@ def test_the_tree_is_looked_at_around_every_round(node: Node) -> None:
         ({}, [WHOLE], "not_falling", 2),
         ({"left": 3.0}, [WHOLE, WHOLE // 2], "deadline", 1),
         ({"left": 500.0}, None, "target", 3),
+        ({"rule": "phaul"}, [WHOLE, 64, 63], "few_pages", 3),
+        ({"rule": "phaul"}, [WHOLE, 100, 131, 163], "more_pages", 4),
+        ({"rule": "phaul", "left": 3.0}, [WHOLE, WHOLE // 2], "deadline", 1),
     ],
 )
 def test_every_rule_ends_rounds(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
-    cli,
-    iterating,
-)
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import iterating, job
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.guard import Guard
 
 from .rounds import PAGE, WHOLE, Node, Still, make
@@ -51,6 +51,30 @@ def test_after_two_failures_everything_moves_in_one_go(node: Node) -> None:
     assert "predicted" not in node.rec.data
 
 
+FULL = "The destination cannot store the pages: No space left on device"
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EIO, 2), (None, 2)])
+def test_a_full_destination_is_not_tried_again(node: Node, number: int | None, tries: int) -> None:
+    """What it has said is why all memory moves in one go."""
+    node.fail(2, 4)
+    node.far_error = MigrationError(FULL, "Make space.", {} if number is None else {"errno": number})
+    assert node.rounds().run() == ""
+    assert node.opened == [("pre-1", ""), ("pre-2", "pre-1")] * tries
+    assert (node.rec.data["stop_reason"], node.rec.data["pre_dumps"]) == (f"failed: {FULL}", [])
+
+
+def test_a_destination_that_is_full_at_the_very_end(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """criu has heard nothing of it."""
+
+    def taken() -> dict[str, Any]:
+        raise MigrationError(FULL, "Make space.", {"errno": errno.ENOSPC})
+
+    monkeypatch.setattr(node, "pages_taken", taken)
+    assert node.rounds().run() == ""
+    assert len(node.calls()) == 1 and node.rec.data["stop_reason"] == f"failed: {FULL}"
+
+
 def test_a_process_that_has_gone_is_not_tried_again(node: Node) -> None:
     node.fail(1, 2, 3)
     gone = os.fork()
@@ -86,7 +110,7 @@ def test_a_round_that_takes_too_long_is_ended(node: Node, monkeypatch: pytest.Mo
     assert rounds.run() == ""
     assert node.rec.data["stop_reason"] == "failed: criu pre-dump did not end within 0 s."
     assert len(node.opened) == 2
-    assert cli.living("pre-dump", str(node.folder / "run")) == []
+    assert job.living("pre-dump", str(node.folder / "run")) == []
 
 
 def test_a_round_that_takes_long_gives_signs_of_life(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.iteratio
     Terms,
     bandwidth,
     dirtied,
+    phaul_reason,
     samples,
     stop_reason,
 )
@@ -160,6 +161,23 @@ def test_a_hybrid_pays_less_for_each_byte_left() -> None:
     reason, predicted = stop_reason(rounds, TERMS._replace(per_byte=0.1 / (1 << 30)))
     assert reason == "target"
     assert predicted == pytest.approx(0.1 + 0.1 * WHOLE / (1 << 30), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("pages", "reason"),
+    [
+        ([], None),
+        ([5000], None),
+        ([63], "few_pages"),
+        ([5000, 64], None),
+        ([5000, 63], "few_pages"),
+        ([5000, 600, 631], None),
+        ([5000, 600, 632], "more_pages"),
+        ([9000, 8000, 7000, 6000, 5000, 4000, 3000, 2000], "rounds"),
+    ],
+)
+def test_the_rule_of_go_criu(pages: list[int], reason: str | None) -> None:
+    assert phaul_reason([Round(1.0, number * PAGE, number) for number in pages]) == reason
 
 
 def test_waiting_lengthens_the_window() -> None:

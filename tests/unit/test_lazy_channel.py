@@ -1,103 +1,25 @@
-"""The lazy channel: memory of a stopped process over real TLS into the store, and from there to a client that speaks
-criu's side of the page server's protocol."""
+"""The lazy channel: memory of a stopped process over real TLS into the store."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
 import os
 import select
-import signal
-import socket
-import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazy_proxy, lazy_source
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazy_source
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost, MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazy_file import PageFile, lay_out
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazy_source import COMPLETE, FRAME, GET, PAGE
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazy_store import RemoteStore
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Secure
-from tests.unit.test_secure import contexts, pair
-
-PAGES = 1500
-HEADER = struct.Struct("<I4xQQQ")
-
-
-def content(page: int) -> bytes:
-    return page.to_bytes(8, "little") * (PAGE // 8)
-
-
-class Child:
-    """A stopped process with PAGES pages that differ, and an unreadable one behind them."""
-
-    def __init__(self) -> None:
-        reading, writing = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            self._live(writing)
-        os.close(writing)
-        self.start = int(os.read(reading, 32))
-        os.close(reading)
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitpid(self.pid, os.WUNTRACED)
-
-    def _live(self, writing: int) -> None:
-        try:
-            memory = mmap.mmap(-1, (PAGES + 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            for page in range(PAGES):
-                memory[page * PAGE : (page + 1) * PAGE] = content(page)
-            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            ctypes.CDLL(None).munmap(ctypes.c_void_p(start + PAGES * PAGE), PAGE)
-            os.write(writing, str(start).encode())
-            signal.pause()
-        finally:
-            os._exit(1)
-
-    def ranges(self) -> dict[int, list[tuple[int, int]]]:
-        """With gaps, with two that touch, and with one so long that it takes several requests."""
-        pieces = [(0, 1), (2, 5), (5, 9), (20, 21), (30, PAGES)]
-        return {self.pid: [(self.start + a * PAGE, self.start + b * PAGE) for a, b in pieces]}
-
-    def address(self, page: int) -> int:
-        return self.start + page * PAGE
-
-
-@pytest.fixture
-def child() -> Iterator[Child]:
-    made = Child()
-    yield made
-    os.kill(made.pid, signal.SIGKILL)
-    os.waitpid(made.pid, 0)
-
-
-@pytest.fixture
-def dial(tmp_path: Path) -> Callable[[], tuple[Secure, Secure]]:
-    paths = contexts(tmp_path)
-    return lambda: pair(paths["source"], paths["destination"])
-
-
-def background(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """The call in a thread, and the list that its result, or its exception, comes into."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, outcome
+from tests.unit.channel import PAGES, Child, background, content
+from tests.unit.waiting import wait_for
 
 
 def check_all(store: RemoteStore, child: Child) -> None:
@@ -121,13 +43,6 @@ def answer(link: Secure, child: Child, vaddr: int, pages: int) -> None:
     first = (vaddr - child.start) // PAGE
     body = b"".join(content(page) for page in range(first, first + pages))
     link.sendall(FRAME.pack(lazy_source.PAGES, child.pid, vaddr, pages) + body)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_everything_comes_and_both_sides_have_the_counts(child: Child, dial: Any) -> None:
@@ -379,83 +294,6 @@ def test_while_a_process_comes_back_to_life_nothing_is_fetched_ahead_of_its_dema
         return len(asked) > 2
 
     wait_for(more)  # soon after the last demand
-
-
-class Criu:
-    """What criu lazy-pages says and hears on its end."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        sock.settimeout(10)
-
-    def ask(self, pid: int, vaddr: int, pages: int) -> None:
-        self.sock.sendall(HEADER.pack(7, pages, vaddr, pid))
-
-    def exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self.sock.recv(size - len(data))
-            assert more
-            data += more
-        return data
-
-    def hear(self) -> tuple[int, int, bytes]:
-        command, pages, vaddr, pid = HEADER.unpack(self.exactly(HEADER.size))
-        assert command == 6 | 4 << 16
-        return pid, vaddr, self.exactly(pages * PAGE)
-
-
-def test_the_proxy_answers_in_order_what_is_there_and_ends_as_criu_does(child: Child, dial: Any) -> None:
-    near, far = socket.socketpair()
-    source, destination = dial()
-    store = RemoteStore(child.ranges(), print)
-    serving, done = background(lambda: lazy_proxy.serve(far, store))
-    criu = Criu(near)
-    criu.ask(child.pid, child.address(500), 1)
-    criu.ask(child.pid, child.address(0), 1)
-    criu.ask(child.pid, child.address(1400), 1024)
-    wait_for(lambda: len(store._urgent) == 3)
-    sending, _counts = background(lambda: lazy_source.serve(source, lambda: {child.pid}))
-    fetching, _same = background(lambda: store.attach(destination))
-    assert criu.hear() == (child.pid, child.address(500), content(500))
-    assert criu.hear() == (child.pid, child.address(0), content(0))
-    pid, vaddr, data = criu.hear()
-    assert (pid, vaddr) == (child.pid, child.address(1400)) and data[:PAGE] == content(1400)
-    page = 30
-    while page < PAGES:
-        criu.ask(child.pid, child.address(page), min(1024, PAGES - page))
-        _pid, vaddr, data = criu.hear()
-        assert vaddr == child.address(page)
-        assert data == b"".join(content(n) for n in range(page, page + len(data) // PAGE))
-        page += len(data) // PAGE
-    near.sendall(HEADER.pack(0x1024, 0, 0, 0))
-    assert criu.exactly(4) == bytes(4)
-    for thread in (serving, sending, fetching):
-        thread.join(10)
-    assert done == [True]
-
-
-def test_the_proxy_ends_with_its_client_and_its_client_with_the_proxy(child: Child) -> None:
-    store = RemoteStore(child.ranges(), print)
-    near, far = socket.socketpair()
-    serving, done = background(lambda: lazy_proxy.serve(far, store))
-    near.close()
-    serving.join(10)
-    assert done == [False]
-    near, far = socket.socketpair()
-    serving, done = background(lambda: lazy_proxy.serve(far, store))
-    Criu(near).ask(child.pid, child.address(1), 1)
-    assert near.recv(1) == b""
-    serving.join(10)
-    assert "no lazy page" in str(done[0])
-    near, far = socket.socketpair()
-    serving, done = background(lambda: lazy_proxy.serve(far, store))
-    Criu(near).ask(child.pid, child.address(0), 1)
-    wait_for(lambda: store._urgent)
-    store.refuse(LinkLost("never"))
-    assert near.recv(1) == b""
-    serving.join(10)
-    assert isinstance(done[0], LinkLost)
 
 
 def test_a_page_that_comes_while_a_reader_is_about_to_wait_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

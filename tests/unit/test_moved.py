@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,8 +35,8 @@ class Kernel:
                     entries[page] = THERE | frame | DIRTY * changed
                 yield table, struct.pack(f"<{TABLE}Q", *entries)
 
-    def touch(self, pid: int, address: int) -> None:
-        self.touched.append((pid, address))
+    def touch(self, pid: int, addresses: Iterable[int]) -> None:
+        self.touched.extend((pid, address) for address in addresses)
 
     def clear(self) -> None:
         """A round: what looks changed was sent, and the bits are gone."""
@@ -76,6 +79,16 @@ def test_a_table_that_moved(kernel: Kernel) -> None:
     kernel.memory[7, 9] = kernel.memory.pop((7, 3))
     assert looks.at_freeze([7]) == 3
     assert kernel.touched == [(7, at(9, 0)), (7, at(9, 5)), (7, at(9, 511))]
+
+
+def test_pages_of_two_processes_are_each_their_own(kernel: Kernel) -> None:
+    kernel.memory[8, 3] = {0: (400, True)}
+    looks = Moved()
+    a_round(kernel, looks, first=True, pids=[7, 8])
+    kernel.memory[7, 4] = kernel.memory.pop((7, 9))
+    kernel.memory[8, 5] = kernel.memory.pop((8, 3))
+    assert looks.at_freeze([7, 8]) == 2
+    assert sorted(kernel.touched) == [(7, at(4, 0)), (8, at(5, 0))]
 
 
 def test_what_looks_changed_is_sent_anyway(kernel: Kernel) -> None:
@@ -143,3 +156,35 @@ def test_a_kernel_that_hides_frames(kernel: Kernel) -> None:
     kernel.told = False
     with pytest.raises(PermissionError):
         Moved().before_round([7], True)
+
+
+def own_copy(address: int) -> bool:
+    """Whether the page there is memory of this process and no longer the file's (pagemap: bit 61 is the file's)."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        entry = int.from_bytes(os.pread(pagemap.fileno(), 8, address // PAGE * 8), "little")
+    return bool(entry & THERE) and not entry & 1 << 61
+
+
+def test_what_is_written_is_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To memory that may only be read as well, and with one descriptor for all pages."""
+    contents = os.urandom(4 * PAGE)
+    (tmp_path / "file").write_bytes(contents)
+    opened: list[str] = []
+    really = os.open
+    with (tmp_path / "file").open("rb") as handle:
+        area = mmap.mmap(handle.fileno(), 4 * PAGE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    assert area[:] == contents
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    start = next(int(line.split("-")[0], 16) for line in maps.splitlines() if line.endswith(str(tmp_path / "file")))
+    assert not any(own_copy(start + page * PAGE) for page in range(4))
+
+    def noted(path: str, flags: int) -> int:
+        opened.append(path)
+        return really(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", noted)
+        moved._touch(os.getpid(), [start, start + 3 * PAGE])
+    assert opened == [f"/proc/{os.getpid()}/mem"]
+    assert [own_copy(start + page * PAGE) for page in range(4)] == [True, False, False, True]
+    assert area[:] == contents

@@ -165,6 +165,32 @@ def test_a_page_map_that_cannot_be_written(
         receiver.result(10)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kind", "text"),
+    [
+        (MemoryError("no memory"), MigrationError, "failed to take the pages in: MemoryError"),
+        (BrokenPipeError("gone"), LinkLost, "link for pages broke: gone"),
+    ],
+)
+def test_what_breaks_at_the_last_word_is_told_for_what_it_is(
+    tmp_path: Path, wrong: Exception, kind: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dump without an error counts as whole; and a link that is gone is no disk that is full."""
+    near, far = tcp()
+    link = Plain(far)
+
+    def sendall(data: bytes) -> None:
+        assert data == bytes(4)
+        raise wrong
+
+    monkeypatch.setattr(link, "sendall", sendall)
+    with near:
+        receiver = Receiver(link, PageImages(str(tmp_path)), str(tmp_path / "log"))
+        Criu(Plain(near)).say(FORCE_CLOSE)
+        with pytest.raises(kind, match=text):
+            receiver.result(10)
+
+
 def test_stopping_ends_it(ends: tuple[Secure, Secure], tmp_path: Path) -> None:
     receiver = Receiver(ends[1], PageImages(str(tmp_path)), str(tmp_path / "log"))
     receiver.stop()
@@ -193,11 +219,13 @@ def test_the_cork_comes_off_whenever_it_was_put_on() -> None:
 IN_PARENT = 1
 
 
-def take(folder: Path, log: Path, parent: PageImages | None, dump: Callable[[Criu], None], late: bool) -> PageImages:
+def take(
+    folder: Path, log: Path, parent: PageImages | None, dump: Callable[[Criu], None], late: bool, tight: bool = False
+) -> PageImages:
     """One dump's pages through a receiver, in images of their own."""
     folder.mkdir()
     near, far = tcp()
-    images = PageImages(str(folder), parent, late)
+    images = PageImages(str(folder), parent, late, tight)
     receiver = Receiver(Plain(far), images, str(log))
     with near:
         criu = Criu(Plain(near))
@@ -216,7 +244,7 @@ def begin(criu: Criu, owner: int, inherits: bool) -> None:
     assert criu.hear(1) == bytes([inherits])
 
 
-def three_rounds(tmp_path: Path, late: bool = False) -> tuple[list[PageImages], bytes]:
+def three_rounds(tmp_path: Path, late: bool = False, tight: bool = False) -> tuple[list[PageImages], bytes]:
     """Sixteen pages; then the third and fourth are written to; then the fourth. And what the memory holds at last."""
     owner, memory = 7 << 8 | 1, bytearray(os.urandom(16 * PAGE))
 
@@ -245,7 +273,7 @@ def three_rounds(tmp_path: Path, late: bool = False) -> tuple[list[PageImages], 
     made: list[PageImages] = []
     for number, dump in enumerate((first, second, third)):
         folder = tmp_path / f"pre-{number}"
-        made.append(take(folder, tmp_path / "log", made[-1] if made else None, dump, late and number == 2))
+        made.append(take(folder, tmp_path / "log", made[-1] if made else None, dump, late and number == 2, tight))
         if number:
             (folder / "parent").symlink_to(f"../pre-{number - 1}")
     return made, bytes(memory)
@@ -290,17 +318,45 @@ def test_pages_that_did_not_change_are_found_in_earlier_dumps(tmp_path: Path, mo
     assert made[-1].count == 1
 
 
+def pages_there(folder: Path) -> list[int]:
+    """Pages that take memory, by dump."""
+    return [path.stat().st_blocks * 512 // PAGE for path in sorted(folder.glob("pre-*/pages-*.img"))]
+
+
+def contents(images: PageImages) -> bytes:
+    held = images.held[7 << 8 | 1]
+    return b"".join(Path(item.path).read_bytes()[item.offset :][: item.end - item.start] for item in held)
+
+
 def test_memory_of_pages_that_nobody_needs_is_given_back(tmp_path: Path) -> None:
     made, memory = three_rounds(tmp_path)
-    sizes = [path.stat().st_blocks * 512 for path in sorted(tmp_path.glob("pre-*/pages-*.img"))]
-    assert sizes == [16 * PAGE, 2 * PAGE, PAGE]
+    assert pages_there(tmp_path) == [16, 2, 1] and not any(images.spent for images in made)
     made[1].forget_parent()
     made[2].forget_parent()
-    sizes = [path.stat().st_blocks * 512 for path in sorted(tmp_path.glob("pre-*/pages-*.img"))]
-    assert sizes == [14 * PAGE, PAGE, PAGE]
-    held = made[2].held[7 << 8 | 1]
-    content = b"".join(Path(item.path).read_bytes()[item.offset :][: item.end - item.start] for item in held)
-    assert content == memory
+    assert pages_there(tmp_path) == [14, 1, 1]
+    assert contents(made[2]) == memory and made[2].size() == len(memory)
+
+
+def test_where_room_is_tight_no_page_lies_there_twice(tmp_path: Path) -> None:
+    made, memory = three_rounds(tmp_path, tight=True)
+    assert pages_there(tmp_path) == [14, 1, 1]
+    assert contents(made[2]) == memory
+    assert [images.spent for images in made] == [True, True, False]
+    made[2].forget_parent()
+    assert pages_there(tmp_path) == [14, 1, 1] and contents(made[2]) == memory
+
+
+def test_a_page_goes_when_its_successor_is_in_the_file_and_not_before(tmp_path: Path) -> None:
+    made, memory = three_rounds(tmp_path)
+    images = PageImages(str(tmp_path), made[-1], tight=True)
+    images.open(7 << 8 | 1)
+    images.add(0x10000, 2, PRESENT)
+    assert contents(made[-1]) == memory and not made[-1].spent
+    images.came()
+    assert contents(made[-1]) == bytes(2 * PAGE) + memory[2 * PAGE :] and made[-1].spent
+    images.add(0x10000 + 16 * PAGE, 1, PRESENT)  # memory that no earlier dump had
+    images.came()
+    assert contents(made[-1]) == bytes(2 * PAGE) + memory[2 * PAGE :]
 
 
 def test_a_page_that_no_earlier_dump_has_is_refused(tmp_path: Path) -> None:
@@ -347,6 +403,10 @@ def test_page_maps_of_a_lazy_dump_say_that_what_is_here_may_come_late(
     held = [item for item in found if item.path]
     content = b"".join(Path(item.path).read_bytes()[item.offset :][: item.end - item.start] for item in held)
     assert content == memory[: 5 * PAGE] + memory[6 * PAGE : 12 * PAGE]
+    assert contents(last) == memory and not last.spent
+    for _twice in range(2):  # what the source still has is not kept where there is no room for it
+        lie_late(str(images), last, lambda _coming: True)
+        assert contents(last) == memory[: 5 * PAGE] + bytes(PAGE) + memory[6 * PAGE :] and last.spent
 
 
 def decode_map(path: Path) -> list[dict[str, Any]]:

@@ -158,6 +158,24 @@ def test_rounds_end_in_a_lazy_restore_unless_told_otherwise(strategy: str, wante
     assert bool(found.reason) is (strategy == "auto"), "what was asked for needs no reason"
 
 
+@pytest.mark.parametrize("deadline", [None, {"limit": 120.0}])
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize(
+    ("wanted", "obstacle", "words"),
+    [
+        (None, [], []),
+        (False, [], ["lazy_restore=false"]),
+        (None, [no_uffd("destination")], ["restored eagerly: "]),
+    ],
+)
+def test_auto_says_every_reason_once(
+    deadline: dict[str, float] | None, tracking: bool, wanted: bool | None, obstacle: list[Change], words: list[str]
+) -> None:
+    found = plan(tracks(tracking), *obstacle, deadline=deadline, lazy_restore=wanted)
+    for text in ["post-copy only when asked for", *words]:
+        assert found.reason.count(text) == 1, found.reason
+
+
 @pytest.mark.parametrize("strategy", ["auto", "precopy"])
 @pytest.mark.parametrize(("change", "why"), OBSTACLES[:3])
 def test_rounds_are_made_where_a_lazy_restore_cannot_be(change: Change, why: str, strategy: str) -> None:

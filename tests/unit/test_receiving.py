@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import held, receiving, record, wire
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.cli import UNKNOWN
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.destination import DestinationGuard
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import (
+    CriuError,
+    LinkLost,
+    MigrationError,
+    out_of_space,
+)
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Plain
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.source import SourceGuard
 
@@ -28,6 +36,16 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DestinationGuard:
     config = {"run_id": "run", "strategy": "precopy", "images_dir": str(tmp_path / "of" / "run"), "criu_path": "/none",
               "limits": {"connect": 0.05, "dump": 5.0}}  # fmt: skip
     return DestinationGuard(record.Record.create("run", "destination"), config)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SourceGuard:
+    """In a directory of its own."""
+    monkeypatch.setattr(record, "RUNS", str(tmp_path / "source"))
+    (tmp_path / "source" / "run").mkdir(parents=True)
+    config = {"run_id": "run", "strategy": "precopy", "images_dir": str(tmp_path / "of" / "source"),
+              "criu_path": "/none", "pid": os.getpid(), "start": 1, "working_dir": str(tmp_path)}  # fmt: skip
+    return SourceGuard(record.Record.create("run", "source"), config)
 
 
 def ask(far: DestinationGuard, dump: str, parent: str) -> dict[str, Any]:
@@ -82,6 +100,51 @@ def test_asked_twice_is_as_asked_once(far: DestinationGuard) -> None:
     assert send(far, "pre-3", "pre-2")["result"]["pages"] == 1
 
 
+def test_what_an_old_connection_has_asked_for_begins_nothing_anew(far: DestinationGuard) -> None:
+    """It was cut, or its request has waited behind another one, and the source has long asked again and gone on."""
+    old, far.current = (wire.Link(cast(Any, None)) for _end in range(2))
+    send(far, "pre-1", "")
+    for name in ("pages", "images"):
+        with pytest.raises(LinkLost, match="an old one"):
+            far.answer(name, {"dump": "pre-1", "parent": ""}, old)
+    assert there(far) == WHOLE and far.last()
+    assert "token" in far.answer("pages", {"dump": "pre-2", "parent": "pre-1"}, far.current)
+    assert "token" in far.answer("token", {}, old), "that one has never said hello"
+
+
+class Dialled(wire.Link):
+    """Says hello and sends an image; at the answer the source has, if `cut`, dialled again."""
+
+    def __init__(self, far: DestinationGuard, cut: bool) -> None:
+        self.far, self.cut = far, cut
+        self.frames: list[tuple[dict[str, Any], bytes]] = [
+            ({"op": "hello", "run_id": "run", "state": "frozen"}, b""),
+            ({"op": "image", "name": "mm-7.img", "offset": 0}, b"x"),
+            ({"op": "synced"}, b""),
+        ]
+
+    def receive(self, limit: float | None = None) -> tuple[dict[str, Any], bytes]:
+        if not self.frames:
+            raise LinkLost("all was said")
+        return self.frames.pop(0)
+
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        if "files" in header and self.cut:
+            self.far.current = wire.Link(cast(Any, None))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_images_that_come_once_more_are_looked_at_when_all_are_there(
+    far: DestinationGuard, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(far, "", "")
+    came: list[bool] = []
+    monkeypatch.setattr(far, "images_came", lambda: came.append(True))
+    with pytest.raises(LinkLost, match="an old one" if cut else "all was said"):
+        far.converse(Dialled(far, cut), cast(Any, None))
+    assert came == ([] if cut else [True])
+
+
 @pytest.mark.parametrize("parent", ["pre-1", "pre-3", "pre-9", "../run"])
 def test_only_the_last_dump_is_a_parent(far: DestinationGuard, parent: str) -> None:
     send(far, "pre-1", "")
@@ -97,6 +160,120 @@ def test_a_dump_that_was_broken_off_is_no_parent(far: DestinationGuard) -> None:
     near.close()
     assert "closed the link" in refused(far.answer("pages_done", {}))
     assert "does not have the dump pre-2" in refused(ask(far, "pre-3", "pre-2"))
+
+
+@pytest.fixture(params=[False, True], ids=["room", "tight"])
+def tight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    memory = 0 if request.param else 2 * WHOLE * PAGE
+    monkeypatch.setattr(receiving, "available", lambda: memory)
+    return bool(request.param)
+
+
+def there(far: DestinationGuard) -> int:
+    """Pages that take memory."""
+    return sum(path.stat().st_blocks * 512 for path in Path(far.images).rglob("pages-*.img")) // PAGE
+
+
+def test_pages_lie_there_twice_only_where_there_is_room(far: DestinationGuard, tight: bool) -> None:
+    more = 0 if tight else 1
+    send(far, "pre-1", "")
+    for name, parent in (("pre-2", "pre-1"), ("pre-3", "pre-2"), ("", "pre-3")):
+        assert send(far, name, parent)["result"]["pages"] == 1
+        assert there(far) == WHOLE + more
+
+
+def test_a_dump_whose_successor_was_broken_off(far: DestinationGuard, tight: bool) -> None:
+    """It is whole where there was room; else what it lacks is not to be missed by whoever asks for it."""
+    send(far, "pre-1", "")
+    token = ask(far, "pre-2", "pre-1")["token"]
+    near, end = tcp()
+    far.receive_pages(Plain(end), token)
+    with near:
+        criu = Criu(Plain(near))
+        begin(criu, OWNER, True)
+        criu.say(ADD | (PRESENT | LAZY) << 16, OWNER, 0x10000, 1, os.urandom(PAGE))
+    assert "closed the link" in refused(far.answer("pages_done", {}))
+    answer = ask(far, "pre-2", "pre-1")
+    if tight:
+        assert refused(answer) == "The destination does not have the dump pre-1."
+    else:
+        assert "token" in answer
+    assert send(far, "pre-1", "")["result"]["pages"] == WHOLE
+    assert there(far) == WHOLE
+
+
+def test_memory_that_is_set_aside_for_the_process_counts(
+    far: DestinationGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "available", lambda: WHOLE * PAGE)
+    send(far, "pre-1", "")
+    assert far.is_tight(far.last())
+    monkeypatch.setattr(far, "set_aside", lambda: WHOLE * PAGE)
+    assert not far.is_tight(far.last())
+
+
+@pytest.mark.parametrize(
+    ("free", "memory", "expected"),
+    [(10, 20, False), (9, 20, True), (10, 19, True), (0, 0, True), (1 << 40, 1 << 40, False)],
+)
+def test_what_is_tight(free: int, memory: int, expected: bool) -> None:
+    assert held.tight(10, 10, free, memory) is expected
+
+
+@pytest.mark.parametrize(("free", "memory", "expected"), [(3, 13, False), (2, 13, True), (3, 12, True)])
+def test_what_is_tight_where_less_is_to_come(free: int, memory: int, expected: bool) -> None:
+    assert held.tight(10, 3, free, memory) is expected
+
+
+def broken(far: DestinationGuard, full: bool) -> MigrationError:
+    """What the destination says of a round that breaks: no space for its page map, or the link is gone."""
+    token = ask(far, "pre-1", "")["token"]
+    if full:
+        Path(far.images, "pre-1", "pagemap-7.img").symlink_to("/dev/full")
+    near, end = tcp()
+    far.receive_pages(Plain(end), token)
+    with near:
+        criu = Criu(Plain(near))
+        begin(criu, OWNER, False)
+        criu.say(ADD | PRESENT << 16, OWNER, 0x10000, 1, os.urandom(PAGE))
+        if full:
+            criu.say(FORCE_CLOSE)
+    told = far.answer("pages_done", {})["error"]
+    return MigrationError(told["message"], told["remedy"], told["details"])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_source_learns_that_there_is_no_space_left(
+    far: DestinationGuard, source: SourceGuard, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """A link that ends is no cause: what criu says of it tells more."""
+    there = broken(far, full)
+
+    def ask(*_request: Any) -> Any:
+        raise there
+
+    monkeypatch.setattr(source, "ask", ask)
+    here = CriuError("criu pre-dump ended with 1: broken pipe", UNKNOWN)
+    found = source.cause_of(here, "pages_done")
+    assert out_of_space(found) is full
+    if full:
+        assert found.message == "The destination cannot store the pages: No space left on device"
+    else:
+        assert found is here
+    known = CriuError("criu pre-dump ended with 1", "End the tracer.")
+    assert source.cause_of(known, "pages_done") is known
+
+
+def test_no_space_for_a_new_directory_is_known_for_that(far: DestinationGuard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def makedirs(*_words: Any, **_named: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    send(far, "pre-1", "")
+    monkeypatch.setattr(far, "make_images_dir", makedirs)
+    told = ask(far, "pre-1", "")["error"]
+    assert out_of_space(MigrationError(told["message"], told["remedy"], told["details"]))
+    assert told["message"].startswith("No space left on the destination")
+    assert "does not have the dump pre-1" in refused(ask(far, "pre-2", "pre-1")), "which may be gone in part"
 
 
 def test_a_guard_that_was_started_again_has_no_parent(far: DestinationGuard) -> None:
@@ -138,16 +315,11 @@ def test_a_channel_that_does_not_come_is_told(far: DestinationGuard) -> None:
 
 
 def test_a_source_that_is_started_again_in_the_freeze_takes_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: SourceGuard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its soft-dirty bits and the images of the rounds might not belong together any more."""
-    monkeypatch.setattr(record, "RUNS", str(tmp_path))
-    (tmp_path / "run").mkdir()
-    config = {"run_id": "run", "strategy": "precopy", "images_dir": str(tmp_path / "of" / "run"), "criu_path": "/none",
-              "pid": os.getpid(), "start": 1, "working_dir": str(tmp_path)}  # fmt: skip
-    rec = record.Record.create("run", "source")
+    guard, rec = source, source.rec
     rec.enter("freezing", parent="pre-3")
-    guard = SourceGuard(rec, config)
     asked: list[dict[str, Any]] = []
 
     def stop(*_all: Any) -> None:

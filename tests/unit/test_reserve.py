@@ -29,7 +29,9 @@ def test_both_shares_are_resident_until_each_is_given_back() -> None:
     made, said = filled(SIZE)
     assert resident() - before >= 2 * SIZE - (1 << 20)
     assert "reserved 64 MB" in said[0]
+    assert made.holds("images") == made.holds("process") == SIZE
     made.give_back("images")
+    assert (made.holds("images"), made.holds("process")) == (0, SIZE)
     assert SIZE - (4 << 20) <= resident() - before <= SIZE + (4 << 20)
     made.give_back("images")
     made.give_back("process")
@@ -55,6 +57,7 @@ def test_nothing_where_nothing_is_to_spare(monkeypatch: pytest.MonkeyPatch, free
 
 def test_its_time_ends_it() -> None:
     made, said = filled(SIZE, seconds=0.0)
+    assert made.holds("process") == 0
     assert "reserved 0 MB" in said[0]
     made.give_back("images")
 

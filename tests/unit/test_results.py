@@ -120,7 +120,7 @@ def test_summary_of_rounds_that_failed() -> None:
     assert "Pre-dump" not in summary.render(METRICS, "/r")
 
 
-@pytest.mark.parametrize("reason", ["target", "not_falling", "rounds", "deadline"])
+@pytest.mark.parametrize("reason", ["target", "not_falling", "rounds", "few_pages", "more_pages", "deadline"])
 def test_every_rule_has_its_words(reason: str) -> None:
     assert summary.stopped(reason) not in ("", reason)
 

@@ -125,12 +125,22 @@ def test_a_watcher_that_is_killed_comes_back(aws: AwsService) -> None:
     asked(aws, 1)
 
 
-def test_a_death_ends_the_wait(aws: AwsService) -> None:
+def test_a_death_ends_the_wait(aws: AwsService, monkeypatch: pytest.MonkeyPatch) -> None:
     module(aws_url=aws.url, interval=0.05)
     asked(aws, 1)
+    waits = threading.Event()
+    pidfd = watching._pidfd
+
+    def begun() -> int | None:
+        found = pidfd()
+        waits.set()
+        return found
+
+    monkeypatch.setattr(watching, "_pidfd", begun)  # one that dies before anybody waits is started again
     results: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: results.append(watching.await_notice(600.0, False, sys.executable)))
     thread.start()
+    assert waits.wait(LIMIT)
     watching.stop()
     thread.join(LIMIT)
     assert results and results[0]["notice"] is None and results[0]["running"] is False

@@ -20,7 +20,7 @@ from .errors import MigrationError
 
 ARMING = "/run/criu-migrate-arming.lock"
 WATCHED = "watched"  # the lock of whoever watches a run
-ROOM = 5.0  # seconds that a round has to last for a play to start its next task meanwhile
+ROOM = 5.0  # seconds that a round, or what a play tells of, has to last for its next task to start meanwhile
 STALL = 120.0  # seconds after which a watcher stops waiting for a guard that cannot get on; the guard goes on trying
 
 
@@ -126,11 +126,9 @@ def health(rec: record.Record) -> dict[str, bool]:
     """rebooted: what this node held of the process died with an earlier boot. died: so did a copy that was to run and
     never did. incomplete: its copy lacks memory that only the source has (post-copy)."""
     rebooted = rec.data["boot_id"] != record.boot_id()
-    unseen = rec.data["role"] == "destination" and rec.state == "running" and "resumed" not in rec.data["times"]
-    procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
     incomplete = guard.may_lack(rec) and guard.incomplete(rec, guard.read_config(rec.data["run_id"]))
-    died = unseen and not rebooted and not any(item.alive() for item in procs)
-    return {"rebooted": rebooted, "died": died, "incomplete": incomplete}
+    copy = [proc.Proc.from_dict(item) for item in rec.data.get("procs", [])]
+    return {"rebooted": rebooted, "died": not rebooted and guard.died_unseen(rec, copy), "incomplete": incomplete}
 
 
 def wait_for_port(run_id: str, limit: float) -> int:
@@ -187,8 +185,7 @@ def watch(
 
     Returns the record and how often the guard had to be started again. Returns a record that is not final when `limit`
     seconds have passed, or, with `until_filling`, once only memory is still to come, or, with `until_round`, once a
-    further round was made and there is time to show it, or, with `until_late`, once the guard foresees that its
-    deadline will be missed.
+    further round was made and there is time to show it, or, with `until_late`, once `will_be_late`.
     """
     held = None if load(run_id).final else record.lock(run_id, WATCHED, guard.LOOKS)
     try:
@@ -214,6 +211,14 @@ def may_show(rec: record.Record, seen: int) -> bool:
     return log.endswith(f"-{len(made) + 1}.log") and float(made[-1].get("predicted_downtime") or 0.0) >= ROOM
 
 
+def will_be_late(rec: record.Record) -> bool:
+    """The guard foresees that its deadline will be missed, by a move that lasts for a while: a task that tells of a
+    short one would make it longer.
+    """
+    found = rec.data.get("deadline") or {}
+    return bool(found.get("late")) and float(found.get("needs") or 0.0) >= ROOM
+
+
 def _watch(
     run_id: str, python: str, limit: float, until_filling: bool, until_round: bool, until_late: bool
 ) -> tuple[record.Record, int]:
@@ -231,7 +236,7 @@ def _watch(
             return rec, restarts
         if until_round and may_show(rec, seen):
             return rec, restarts
-        if until_late and (rec.data.get("deadline") or {}).get("late"):
+        if until_late and will_be_late(rec):
             return rec, restarts
         if not alive(run_id):
             if load(run_id).final:
@@ -240,7 +245,8 @@ def _watch(
                 raise MigrationError("The guard ends again and again.", f"See {record.run_dir(run_id)}/guard.log.")
             time.sleep(min(restarts, 10))  # what ends it may pass
             restarts += start(run_id, python)
-        soon = (until_filling and rec.state == "committed") or (until_round and rec.state == "iterating")
+        states = {"committed": until_filling, "iterating": until_round, "armed": until_late}
+        soon = states.get(rec.state, False)
         most = 0.1 if soon else 5.0
         wait_change(run_id, rec.state, max(0.0, min(most, deadline - time.monotonic())))
 

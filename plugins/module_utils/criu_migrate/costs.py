@@ -81,6 +81,14 @@ def _read() -> dict[str, list[dict[str, Any]]]:
     try:
         with open(_path(), encoding="utf-8") as handle:
             found = json.load(handle)
-        return {peer: [one for one in moves if one.keys() >= KEYS] for peer, moves in found.items()}
+        return {peer: [one for one in moves if _sound(one)] for peer, moves in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):  # not there, cut off, or not of this version
         return {}
+
+
+def _sound(one: dict[str, Any]) -> bool:
+    """Numbers that can be; a prediction made of others could end a move that nothing else is wrong with."""
+    if not one.keys() >= KEYS:
+        return False
+    numbers = [one["memory"], one["fixed"], one["bandwidth"] or 0]
+    return all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers)

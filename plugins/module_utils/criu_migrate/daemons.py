@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from . import folders, proc
-from .cli import Job, PageServer, failed, tail
+from .cli import PageServer, failed, tail
 from .errors import CriuError, MigrationError
+from .job import Job
 from .steps import Answer, Request, tls
 
 PORTS = (27000, 27999)

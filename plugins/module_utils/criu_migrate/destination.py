@@ -9,10 +9,11 @@ import time
 from typing import Any
 
 from . import lazymap, net, polling, proc, sockets, wire
-from .cli import Job, failed, remedy, tail
+from .cli import failed, remedy, tail
 from .errors import MigrationError, Refused
 from .filling import OLDER, Filling
-from .guard import incomplete
+from .guard import died_unseen, incomplete
+from .job import Job
 from .listening import Answer
 from .receiving import ReceivingGuard
 from .record import Record
@@ -151,6 +152,9 @@ class DestinationGuard(ReceivingGuard):
     def give_back_images(self) -> None:
         self.give_back("images")
 
+    def set_aside(self) -> int:
+        return self.reserve.holds("process") if self.reserve is not None else 0
+
     def take_plain(self, sock: socket.socket, token: str) -> None:
         if self.lazy_token:
             self.use_token(token)
@@ -272,8 +276,7 @@ class DestinationGuard(ReceivingGuard):
         """The record says "running", but the node went down since, or the copy is dead and nobody let it run."""
         if self.rec.state not in ("running", "done"):
             return False
-        ran = self.rec.final or "resumed" in self.rec.data["times"]
-        return self.rebooted() or (not ran and not any(item.alive() for item in self.procs()))
+        return self.rebooted() or died_unseen(self.rec, self.procs())
 
     def let_run(self, wait: bool = False) -> None:
         """Everything after the record says "running": each step may be done twice, after a restart of this guard."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -9,7 +10,7 @@ class MigrationError(Exception):
     """Something went wrong and a person has to read about it.
 
     message names the cause, remedy what to do about it, details what was measured so far
-    (for a criu command: cmd, rc, log, log_tail).
+    (for a criu command: cmd, rc, log, log_tail; for one of the system: errno).
     """
 
     def __init__(self, message: str, remedy: str = "", details: dict[str, Any] | None = None) -> None:
@@ -36,3 +37,8 @@ class LinkLost(MigrationError):
 
 class Refused(MigrationError):
     """The other guard answered, and its answer is no."""
+
+
+def out_of_space(error: MigrationError) -> bool:
+    """A file system is full, or a quota: the same once more would end in the same way."""
+    return error.details.get("errno") in (errno.ENOSPC, errno.EDQUOT)

@@ -15,11 +15,12 @@ from concurrent import futures
 from typing import Any
 
 from . import lazy_file, lazy_proxy, proc
-from .cli import Job, PageServer, failed
+from .cli import PageServer, failed
 from .errors import LinkLost, MigrationError
 from .fill import Filler
 from .guard import Guard
 from .holding import Holding
+from .job import Job
 from .lazy_store import RemoteStore
 from .lazymap import Range
 from .mixed_store import MixedStore

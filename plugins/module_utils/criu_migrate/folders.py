@@ -9,8 +9,8 @@ import stat as st
 from typing import Any
 
 from . import proc, record
-from .cli import Job
 from .errors import MigrationError
+from .job import Job
 
 MARKER = "criu-migrate.json"  # lies beside the images and travels with them; CRIU itself does not look at it
 

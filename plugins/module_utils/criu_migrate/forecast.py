@@ -21,7 +21,10 @@ def link(probed: float, known: float | None) -> float:
 
 
 def look_ahead(guard: Guard, peer: str, probed: float) -> None:
-    """Note in the record what this move needs and what is left; says so where it will be too late."""
+    """Note in the record what this move needs and what is left; says so where it will be too late.
+
+    :raises ValueError: numbers that cannot be
+    """
     asked = guard.config.get("pre_copy") or {}
     memory = int(asked.get("memory") or 0)
     if not guard.config.get("forecast") or asked.get("left") is None or not memory:

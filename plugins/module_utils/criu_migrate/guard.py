@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import lazy_file, limits, net, polling, proc, record
-from .cli import Criu, Job, Options, living
+from .cli import Criu, Options
 from .detaching import detach, keep
 from .errors import MigrationError
 from .files import image_sizes
+from .job import Job, living
 
 LACKING = ("postcopy", "hybrid")  # strategies whose copy runs before all of its memory has come
 LOOKS = 0.5  # seconds for which others may look whether a guard lives
@@ -181,6 +182,13 @@ def incomplete(rec: record.Record, config: dict[str, Any]) -> bool:
     if config.get("strategy") not in LACKING or not may_lack(rec):
         return False
     return rec.state == "restoring" or not lazy_file.all_came(str(config["images_dir"]))
+
+
+def died_unseen(rec: record.Record, copy: list[proc.Proc]) -> bool:
+    """Within one boot: the copy on this node was to run, nobody let it, and it is dead. Only the destination is ever
+    "running"."""
+    unseen = rec.state == "running" and "resumed" not in rec.data["times"]
+    return unseen and not any(item.alive() for item in copy)
 
 
 def main(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -67,6 +68,8 @@ def in_words(error: Exception) -> MigrationError:
     """An exception as a message with a remedy; a full disk is the usual one."""
     if isinstance(error, MigrationError):
         return error
-    if isinstance(error, OSError) and error.errno == 28:
-        return MigrationError(f"No space left on the destination: {error}", "Free space there, or image_storage=disk.")
-    return MigrationError(f"The destination could not do it: {error!r}", "See guard.log of the destination.")
+    details = {"errno": error.errno} if isinstance(error, OSError) else {}
+    if details.get("errno") == errno.ENOSPC:
+        remedy = "Free space there, or image_storage=disk."
+        return MigrationError(f"No space left on the destination: {error}", remedy, details)
+    return MigrationError(f"The destination could not do it: {error!r}", "See guard.log of the destination.", details)

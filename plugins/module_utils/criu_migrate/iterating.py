@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from . import costs, dirty, iteration, proc, sockets, stats, tracing
-from .cli import Job, PageServer, failed
-from .errors import MigrationError
+from .cli import PageServer, failed
+from .errors import MigrationError, out_of_space
 from .guard import Guard
+from .job import Job
 from .moved import Moved
 
 JOB = "pre-dump"
 END = 10.0  # seconds for a criu whose pages nobody takes any more
-TRIES = 2  # then everything moves in one go
+TRIES = 2  # then everything moves in one go; at once where it was for lack of space
 TOUCH = 30.0  # seconds between two signs of life while nothing is to be done
 LONGEST = 1.0  # seconds for which a process is watched at most before the first round
 
@@ -28,6 +29,7 @@ class Channel(Protocol):
     def open_transfer(self, dump: str = "", parent: str = "") -> None: ...
     def drop_page_channel(self) -> None: ...
     def pages_taken(self) -> dict[str, Any]: ...
+    def cause_of(self, error: MigrationError, request: str) -> MigrationError: ...
     def ping(self) -> None: ...
     def measure_bandwidth(self) -> float: ...
 
@@ -72,7 +74,7 @@ class Iterating:
             except MigrationError as error:
                 self.end_dump()
                 self.give_up(error)
-                if attempt + 1 == TRIES or not self.root.alive():
+                if attempt + 1 == TRIES or out_of_space(error) or not self.root.alive():
                     break
         return ""
 
@@ -186,7 +188,7 @@ class Iterating:
             limit_of = f"{self.guard.limits['dump']:g} s"
             raise MigrationError(f"criu pre-dump did not end within {limit_of}.", "Raise limits.dump.")
         if result.rc:
-            raise failed(JOB, result)
+            raise self.channel.cause_of(failed(JOB, result), "pages_done")
 
     def add(self, seen: dict[str, Any], size: int, seconds: float) -> None:
         """Note what a round was like; seconds from its channel to its last byte."""

@@ -94,13 +94,14 @@ def stop_reason(rounds: Sequence[Round], terms: Terms, probes: Sequence[Sample] 
 
 
 def phaul_reason(rounds: Sequence[Round]) -> str | None:
-    """When go-criu's phaul stops (phaul/client.go): round 8, fewer than 64 pages, or 32 more than the round before."""
+    """When go-criu's phaul stops (phaul/client.go): round 8 (`rounds`), fewer than 64 pages (`few_pages`), or 32 more
+    than in the round before (`more_pages`). It predicts no downtime, so the names of stop_reason() do not fit."""
     if not rounds:
         return None
     grown = len(rounds) > 1 and rounds[-1].pages >= rounds[-2].pages + PHAUL_GROWTH
     if rounds[-1].pages < PHAUL_FEW:
-        return "target"
-    return "rounds" if len(rounds) >= MOST else "not_falling" if grown else None
+        return "few_pages"
+    return "rounds" if len(rounds) >= MOST else "more_pages" if grown else None
 
 
 def samples(rounds: Sequence[Round], probes: Sequence[Sample] = ()) -> list[Sample]:

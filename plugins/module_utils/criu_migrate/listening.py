@@ -116,14 +116,16 @@ class ListeningGuard(Guard, abc.ABC):
             elif name == "synced":
                 link.send(intake.end())
                 if intake.images.files:
-                    self.images_came()
+                    with self.busy:
+                        self.insist_current(link)  # or they are coming once more
+                        self.images_came()
                 intake = Intake(self.roots, self.images)
             elif name in ("rsync", "page_channel", "lazy_channel"):
                 self.hand_over_channel(name, header, sock)
                 return True
             else:
                 self.current = link if name == "hello" else self.current
-                link.send(self.answer(name, header))
+                link.send(self.answer(name, header, link))
                 if name == "done" and self.rec.final:  # a stopped copy is never left alone
                     self.finish()
 
@@ -142,12 +144,16 @@ class ListeningGuard(Guard, abc.ABC):
     def take_in(self, link: wire.Link, intake: Intake, header: Answer, body: bytes) -> None:
         """One frame, while the directories are being filled; what an older connection still holds comes too late."""
         with self.busy:
-            if self.current is not link:
-                raise LinkLost("The source has called again: this connection is an old one.")
+            self.insist_current(link)
             if self.rec.state in ("armed", "receiving"):
                 intake.take(header, body)
 
-    def answer(self, name: str, request: Answer) -> Answer:
+    def insist_current(self, link: wire.Link | None) -> None:
+        """LinkLost where the source has dialled again since: what it has asked for here it asks for there."""
+        if link is not None and link is not self.current:
+            raise LinkLost("The source has called again: this connection is an old one.")
+
+    def answer(self, name: str, request: Answer, link: wire.Link | None = None) -> Answer:
         if (
             name in ("ping", "filled")
             or (name == "hello" and request.get("run_id") == self.run_id)
@@ -157,6 +163,9 @@ class ListeningGuard(Guard, abc.ABC):
         if name == "undo":
             self.cut_short()
         with self.busy:
+            if name != "token":  # of a connection that says nothing else
+                # It may have waited for the lock, or for a link that was cut, and begin anew what goes on since.
+                self.insist_current(link)
             try:
                 return self.handlers[name](request)
             except Refused as error:

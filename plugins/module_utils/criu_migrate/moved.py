@@ -57,11 +57,16 @@ class Moved:
         """Write to what is doubtful, with the tree standing still; the number of pages. A process that is new since the
         last round is sent whole anyway."""
         count = 0
-        for (pid, table), entries in self._look(self._pids.intersection(pids)):
-            for page in sorted(self._doubtful.get((pid, table), ())):
-                if _is_there(entries, page) and not _is_dirty(entries, page):
-                    _touch(pid, (table * TABLE + page) * PAGE)
-                    count += 1
+        for pid in self._pids.intersection(pids):
+            addresses = [
+                (table * TABLE + page) * PAGE
+                for (_pid, table), entries in self._look([pid])
+                for page in sorted(self._doubtful.get((pid, table), ()))
+                if _is_there(entries, page) and not _is_dirty(entries, page)
+            ]
+            if addresses:
+                _touch(pid, addresses)
+            count += len(addresses)
         return count
 
     def _look(self, pids: Iterable[int], trusting: bool = False) -> Iterator[tuple[_Key, bytes]]:
@@ -116,10 +121,12 @@ def _changed(before: int, entries: bytes) -> Iterator[int]:
             yield page
 
 
-def _touch(pid: int, address: int) -> None:
-    """Write what is there. Memory that its process may only read gets a copy of its own with the same contents."""
+def _touch(pid: int, addresses: Iterable[int]) -> None:
+    """Write what is there, a byte at each address. Memory that its process may only read gets a copy of its own with
+    the same contents."""
     fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.pwrite(fd, os.pread(fd, 1, address), address)
+        for address in addresses:
+            os.pwrite(fd, os.pread(fd, 1, address), address)
     finally:
         os.close(fd)

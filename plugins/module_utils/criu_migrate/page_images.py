@@ -7,9 +7,7 @@ takes 64 KB at a time, and behind the guards' TLS it needs every byte once more 
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import ctypes
 import fcntl
 import mmap
 import os
@@ -17,11 +15,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Callable, NamedTuple
+import traceback
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Callable
 
 from . import lazymap, record
 from .errors import LinkLost, MigrationError
+from .held import Held, all_within, give_back, within
 from .secure import PIECE, Plain, Secure
 
 PAGE = mmap.PAGESIZE
@@ -38,37 +38,22 @@ _MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # criu/include/magic.h: an 
 _SET_PIPE_SIZE = 1031  # linux/fcntl.h; in Python's module only from 3.10 on
 _PIPE = 1 << 20
 _CLOSED = "The source closed the link for pages."
-_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-class Held(NamedTuple):
-    """Pages from `start` to before `end` (bytes) that lie at `offset` of the file `path`; flags as criu's."""
-
-    start: int
-    end: int
-    flags: int
-    path: str
-    offset: int
-
-    def part(self, start: int, end: int) -> Held:
-        """What of it lies between these addresses."""
-        low, high = max(self.start, start), min(self.end, end)
-        return Held(low, high, self.flags, self.path, self.offset + low - self.start)
 
 
 class PageImages:
     """Page maps and the pages that belong to them, in a directory. OSError when a file cannot be written.
 
     With a parent, the images of an earlier dump of the same tree, pages that have not changed since stay there;
-    `late`: the process is to be restored from this dump before they are read.
+    `late`: the process is to be restored from this dump before they are read. `tight`: there is no room for pages in
+    two versions, and the parent's go as soon as newer ones have come, which makes it no parent for any other dump.
     """
 
-    def __init__(self, folder: str, parent: PageImages | None = None, late: bool = False) -> None:
+    def __init__(self, folder: str, parent: PageImages | None = None, late: bool = False, tight: bool = False) -> None:
         self._folder = folder
         self._parent = parent
         self._late = late
+        self._tight = tight
+        self.spent = False  # some of it was given back for pages of a later dump
         self._next = _FIRST
         self._map: BinaryIO | None = None
         self._path = ""
@@ -109,6 +94,23 @@ class PageImages:
             self._size += pages * PAGE
             self.count += pages
 
+    def came(self) -> None:
+        """The pages of the last entry are in their file."""
+        if self._tight and self._parent is not None:
+            last = self.held[self._owner][-1]
+            self._parent.supersede(self._owner, last.start, last.end)
+
+    def supersede(self, owner: int, start: int, end: int) -> None:
+        """Give back what is held between these addresses: a later dump has them. Whatever becomes of that one, nothing
+        can be put on this one any more."""
+        for item in within(self.held.get(owner, []), start, end):
+            self.spent = True
+            give_back(item)
+
+    def size(self) -> int:
+        """Bytes of all pages that are held, in a parent too."""
+        return sum(item.end - item.start for items in self.held.values() for item in items)
+
     def _write(self, vaddr: int, pages: int, flags: int) -> None:
         if self._map is not None:
             # images/pagemap.proto: vaddr, compat_nr_pages, flags, nr_pages
@@ -116,7 +118,7 @@ class PageImages:
 
     def _inherit(self, start: int, end: int) -> None:
         """Unchanged since the parent, where all of it has to be."""
-        found = _all_within(self._parent.held.get(self._owner, []) if self._parent else [], start, end)
+        found = all_within(self._parent.held.get(self._owner, []) if self._parent else [], start, end)
         self.held[self._owner] += found
         while found:
             alike = next((n for n, item in enumerate(found) if item.flags != found[0].flags), len(found))
@@ -142,7 +144,7 @@ class PageImages:
         for owner, old in parent.held.items():
             now = self.held.get(owner, [])
             for item in old:
-                _punch(item, (kept for kept in within(now, item.start, item.end) if kept.path == item.path))
+                give_back(item, (kept for kept in within(now, item.start, item.end) if kept.path == item.path))
 
     def page_map(self, owner: int) -> bytes:
         """A page map of all that is there, wherever it lies, as if this dump had sent it all."""
@@ -157,11 +159,13 @@ class PageImages:
         return {_NAMES[owner & 0xFF].format(owner >> 8): owner for owner in self.held}
 
 
-def lie_late(folder: str, parent: PageImages) -> None:
+def lie_late(folder: str, parent: PageImages, tight: Callable[[int], bool] = lambda _coming: False) -> None:
     """Say in the page maps of a dump that came as files which pages of its parent may come late.
 
-    MigrationError where the parent lacks some.
+    `tight`: whether there is no room beside the parent for so many bytes that come from the source; then what they
+    replace is given back. MigrationError where the parent lacks some.
     """
+    coming: list[tuple[int, int, int]] = []
     for name, owner in parent.maps().items():
         path = os.path.join(folder, name)
         if not os.path.exists(path):
@@ -172,6 +176,14 @@ def lie_late(folder: str, parent: PageImages) -> None:
             parts += _rewritten(entry, parent.held[owner])
         # In one step: a guard that is killed meanwhile leaves a map that is whole.
         record.write_file(path, b"".join(parts), sync=False)
+        coming += [
+            (owner, entry.vaddr, entry.vaddr + entry.pages * PAGE)
+            for entry in entries
+            if not entry.flags & (IN_PARENT | HERE)
+        ]
+    if tight(sum(end - start for _owner, start, end in coming)):
+        for owner, start, end in coming:
+            parent.supersede(owner, start, end)
 
 
 def _inherited(flags: int) -> int:
@@ -182,48 +194,8 @@ def _rewritten(entry: lazymap.Entry, held: list[Held]) -> Iterator[bytes]:
     if not entry.flags & IN_PARENT:
         yield _message((1, entry.vaddr), (2, 0), (4, entry.flags), (5, entry.pages))
         return
-    for item in _all_within(held, entry.vaddr, entry.vaddr + entry.pages * PAGE):
+    for item in all_within(held, entry.vaddr, entry.vaddr + entry.pages * PAGE):
         yield _message((1, item.start), (2, 0), (4, _inherited(item.flags)), (5, (item.end - item.start) // PAGE))
-
-
-def _all_within(items: list[Held], start: int, end: int) -> list[Held]:
-    """As `within`; MigrationError where something is missing (criu's check_pagehole_in_parent)."""
-    found = within(items, start, end)
-    if sum(item.end - item.start for item in found) != end - start:
-        raise MigrationError(
-            f"The earlier dumps lack pages between {start:#x} and {end:#x} that criu left out of this one.",
-            "Use migration_strategy=full.",
-        )
-    return found
-
-
-def within(items: list[Held], start: int, end: int) -> list[Held]:
-    """The parts of `items` (in order of address) that lie between these addresses."""
-    found = []
-    at = max(0, bisect.bisect_left(items, (start + 1,)) - 1)  # a slice would copy the rest of them
-    while at < len(items) and items[at].start < end:
-        if items[at].end > start:
-            found.append(items[at].part(start, end))
-        at += 1
-    return found
-
-
-def _punch(item: Held, kept: Iterable[Held]) -> None:
-    """Give the memory of what lies between the kept parts back, where the file system can."""
-    gone = []
-    at = item.start
-    for part in kept:
-        gone.append((at, part.start))
-        at = part.end
-    gone = [(start, end) for start, end in [*gone, (at, item.end)] if start < end]
-    if not gone:
-        return
-    fd = os.open(item.path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        for start, end in gone:
-            _libc.fallocate(fd, _PUNCH, item.offset + start - item.start, end - start)
-    finally:
-        os.close(fd)
 
 
 def _message(*fields: tuple[int, int]) -> bytes:
@@ -237,7 +209,7 @@ def _message(*fields: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
+def _talking() -> Iterator[None]:
     """An error in here is the link's, not that of a file."""
     try:
         yield
@@ -255,7 +227,7 @@ class _Stream:
 
     def _fill(self) -> None:
         if not self._rest:
-            with _reading():
+            with _talking():
                 self._rest = self._buffer[: self.link.recv_into(self._buffer)]
             if not self._rest:
                 raise LinkLost(_CLOSED)
@@ -288,7 +260,7 @@ class _Spliced(_Stream):
             fcntl.fcntl(self._write, _SET_PIPE_SIZE, _PIPE)
 
     def header(self) -> bytes:
-        with _reading():
+        with _talking():
             found = self.link.sock.recv(_HEADER.size, socket.MSG_WAITALL)
         if len(found) < _HEADER.size:
             raise LinkLost(_CLOSED)
@@ -296,7 +268,7 @@ class _Spliced(_Stream):
 
     def into(self, fd: int, size: int) -> None:
         while size:
-            with _reading():
+            with _talking():
                 held = os.splice(self.link.fileno(), self._write, min(size, _PIPE))
             if not held:
                 raise LinkLost(_CLOSED)
@@ -321,19 +293,25 @@ def receive(link: Secure, images: PageImages, say: Callable[[str], None]) -> Non
         kind, flags = command & 0xFFFF, command >> 16
         if command in _CLOSES:
             images.close()
-            link.sendall(struct.pack("<i", 0))
+            _say_back(link, struct.pack("<i", 0))
             return
         if kind == _OPEN:
             say(f"{images.open(owner)} begins")
-            link.sendall(b"\1" if images.inherits(owner) else b"\0")
+            _say_back(link, b"\1" if images.inherits(owner) else b"\0")
         elif kind == _PARENT:
-            link.sendall(struct.pack("<i", images.inherits(owner)))
+            _say_back(link, struct.pack("<i", images.inherits(owner)))
         elif kind == _ADD:
             images.add(vaddr, pages, flags)
             if flags & PRESENT:
                 stream.into(images.pages, pages * PAGE)
+                images.came()
         else:
             raise MigrationError(f"criu sent the page server command {command:#x}.", "Use CRIU 4.2 on both nodes.")
+
+
+def _say_back(link: Secure, data: bytes) -> None:
+    with _talking():
+        link.sendall(data)
 
 
 class Receiver:
@@ -357,7 +335,12 @@ class Receiver:
             self._error = error
         except OSError as error:
             text = f"The destination cannot store the pages: {error.strerror or error}"
-            self._error = MigrationError(text, "Make space where the images lie: see image_dir.")
+            remedy = "Make space where the images lie: see image_dir."
+            self._error = MigrationError(text, remedy, {"errno": error.errno})
+        except Exception as error:  # no memory, say: nobody must take for whole what is not
+            self._say(traceback.format_exc())
+            text = f"The destination failed to take the pages in: {error!r}"
+            self._error = MigrationError(text, "See criu-page-server.log of the destination.")
         finally:
             with contextlib.suppress(OSError):  # a full disk, which has been told of
                 self._images.close()

@@ -52,12 +52,16 @@ def decide(case: Case) -> Plan:
     if case.params.get("deadline") and case.tree.get("memory", {}).get("pages"):
         ways = possible(soft_dirty=not against, lazy_local=lazy, userfaultfd=False, twice=True, accepted=False)
         taken = quickest(case, [way for way in ways if way.lazy_restore or not wanted])
-        reasons = [taken.reason, *([why] if why else []), never]
-        return Plan(taken.taken.strategy.name, taken.taken.strategy.lazy_restore, "; ".join(reasons), problems)
+        way = taken.taken.strategy
+        return Plan(way.name, way.lazy_restore, _joined(taken.reason, why, never), problems)
     if not against and case.tree.get("memory", {}).get("pages", 0) >= WORTH:
-        reasons = ["pre-copy, as this kernel tells which pages change", *([why] if why else []), never]
-        return Plan("precopy", lazy, "; ".join(reasons), problems)
-    return Plan("full", lazy, why or never, problems)
+        tracked = "pre-copy, as this kernel tells which pages change"
+        return Plan("precopy", lazy, _joined(tracked, why, never), problems)
+    return Plan("full", lazy, _joined(why, never), problems)
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(filter(None, reasons))
 
 
 def _postcopy(case: Case) -> Plan:
@@ -75,7 +79,7 @@ def _hybrid(case: Case) -> Plan:
         return Plan("hybrid", False, "", [])
     instead = "postcopy" if rounds and not late else "precopy" if late and not rounds else "full"
     found = decide(case._replace(params={**case.params, "migration_strategy": instead, "lazy_restore": None}))
-    missing = "; ".join(filter(None, (rounds, late)))
+    missing = _joined(rounds, late)
     text = f"No hybrid here: {missing}. The best that works on these nodes is {found.strategy}."
     return found._replace(reason=f"no hybrid: {missing}", findings=[*found.findings, _warning(case, "source", text)])
 
@@ -83,7 +87,7 @@ def _hybrid(case: Case) -> Plan:
 def _lazily(case: Case, wanted: bool | None) -> tuple[bool, str, list[Finding]]:
     """Whether to restore lazily where nothing (None) or this was asked for; why not; what is a problem."""
     if wanted is False:
-        return False, "lazy_restore=false, and post-copy only when asked for", []
+        return False, "lazy_restore=false", []
     found = obstacles(case, remote=False)
     if found:
         return bool(wanted), f"restored eagerly: {'; '.join(found)}", _problems(case, found if wanted else [])

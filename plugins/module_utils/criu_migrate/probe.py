@@ -15,6 +15,7 @@ from typing import Any
 
 from . import cli
 from .errors import CriuError
+from .job import Job
 
 FEATURES = ("mem_dirty_track", "uffd-noncoop", "network_lock_nftables", "timens", "pidfd_store")
 TRIAL_LIMIT = 30.0  # seconds for the dump of a small process
@@ -59,7 +60,7 @@ def trial(criu: cli.Criu, base: str = "") -> dict[str, Any]:
     try:
         # left running: CRIU then takes its network lock, an nft table, away again
         cmd = criu.dump_argv(victim.pid, folder, folder, leave="running")
-        job = cli.Job.launch("trial", folder, cmd, f"{folder}/criu-dump.log")
+        job = Job.launch("trial", folder, cmd, f"{folder}/criu-dump.log")
         result = job.wait(TRIAL_LIMIT)
         if result is None:
             job.kill()

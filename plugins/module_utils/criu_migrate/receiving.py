@@ -9,13 +9,16 @@ import os
 import secrets
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from . import net, wire
 from .errors import MigrationError
+from .held import tight
 from .listening import Answer, ListeningGuard
 from .page_images import PageImages, Receiver, lie_late
 from .record import Record
+from .reserve import available
 from .secure import Secure
 
 
@@ -43,13 +46,13 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
             images = self.beside(name, parent)
         else:
             self.begin_images()
-            self.complete = None
             images = PageImages(self.folder_of(name))
         self.incoming = (name, images)
         return self.new_token(lazy=False)
 
     def begin_images(self) -> None:
         """An empty image directory; the address is silent from here on."""
+        self.complete = None  # first: what follows may fail with half of it gone
         self.forget_images()
         self.make_images_dir()
         self.silence_address()
@@ -64,7 +67,6 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
             self.beside("", str(request["parent"]))
         else:
             self.begin_images()
-            self.complete = None
         return {}
 
     def on_page_maps(self, _request: Answer) -> Answer:
@@ -85,7 +87,8 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
     def mark_late(self) -> None:
         """The small images of a dump have come: those of its pages that are here already may come late as well."""
         if self.complete is not None and self.postcopy:
-            lie_late(self.images, self.complete[1])
+            last = self.complete[1]
+            lie_late(self.images, last, partial(self.is_tight, last))
 
     @abc.abstractmethod
     def forget_images(self) -> None:
@@ -94,6 +97,17 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
     @abc.abstractmethod
     def give_back_images(self) -> None:
         """Memory that was set aside for them."""
+
+    @abc.abstractmethod
+    def set_aside(self) -> int:
+        """Bytes of memory that wait for the process."""
+
+    def is_tight(self, last: PageImages, coming: int | None = None) -> bool:
+        """Whether there may be no room for so many bytes, by default for all of its pages once more, beside the last
+        pre-dump."""
+        there = os.statvfs(self.images)
+        held, free = last.size(), there.f_bavail * there.f_frsize
+        return tight(held, held if coming is None else coming, free, available() + self.set_aside())
 
     def folder_of(self, dump: str) -> str:
         """The directory of a dump's images, made where there is none."""
@@ -105,7 +119,7 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
 
     def beside(self, name: str, parent: str) -> PageImages:
         """Images of a dump that leaves out what has not changed since its parent, which has to be the last one."""
-        if self.complete is None or self.complete[0] != parent:
+        if self.complete is None or self.complete[0] != parent or self.complete[1].spent:
             raise MigrationError(f"The destination does not have the dump {parent}.", "The source begins anew.")
         last = self.complete[1]
         last.forget_parent()
@@ -113,7 +127,7 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
         late = self.lazy and not name
         with contextlib.suppress(FileExistsError):  # asked for once more
             os.symlink(parent if folder == self.images else os.path.join("..", parent), os.path.join(folder, "parent"))
-        return PageImages(folder, last, late)
+        return PageImages(folder, last, late, self.is_tight(last))
 
     def on_token(self, _request: Answer) -> Answer:
         """For a connection over which pages come after the restore."""

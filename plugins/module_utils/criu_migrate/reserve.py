@@ -30,6 +30,7 @@ class Reserve:
         self._say = say
         size = min(size, max(0, available() - _SPARE) // 2)
         self._shares: dict[str, mmap.mmap] = {}
+        self._filled: dict[str, int] = {}
         if size >= _STEP:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self._shares = {name: mmap.mmap(-1, size, flags) for name in ("images", "process")}
@@ -38,7 +39,7 @@ class Reserve:
 
     def _fill(self) -> None:
         began, filled = time.monotonic(), 0
-        for share in list(self._shares.values()):
+        for name, share in list(self._shares.items()):
             for advice in _ADVICE:
                 with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                     share.madvise(advice)
@@ -47,12 +48,17 @@ class Reserve:
                     break
                 piece = range(start, min(start + _STEP, len(share)), mmap.PAGESIZE)
                 share[piece.start : piece.stop : mmap.PAGESIZE] = b"\1" * len(piece)
+                self._filled[name] = min(start + _STEP, len(share))
                 filled += len(piece) * mmap.PAGESIZE
         self._say(f"reserved {filled >> 20} MB of memory in {time.monotonic() - began:.2f} s")
 
     def wait(self) -> None:
         """Until it is filled, or its time is over."""
         self._thread.join()
+
+    def holds(self, name: str) -> int:
+        """Bytes of that share that were fetched and not given back."""
+        return self._filled.get(name, 0) if name in self._shares else 0
 
     def give_back(self, name: str) -> None:
         """The share `images` or `process`; a second time nothing happens."""

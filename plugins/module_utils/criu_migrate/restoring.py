@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from . import folders, proc
-from .cli import Job
 from .errors import CriuError, MigrationError
+from .job import Job
 from .steps import Answer, Request, answer, finish, measured, target
 
 MARKER = "criu-restore.json"

@@ -97,11 +97,12 @@ class SendingGuard(CallingGuard):
         if error.remedy != UNKNOWN:
             return error
         try:
-            self.ask({"op": request}, 3.0, 0.0)  # the process stands still meanwhile
+            self.ask({"op": request}, 3.0, 0.0)  # the process may stand still meanwhile
         except LinkLost:
             return error
         except MigrationError as far:
-            return far if far.remedy != UNKNOWN else error
+            # without a remedy it is only the end of the connection, as seen from there
+            return far if far.remedy not in ("", UNKNOWN) else error
         return error
 
     def send_all(self) -> None:

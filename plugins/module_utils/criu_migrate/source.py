@@ -98,8 +98,7 @@ class SourceGuard(SendingGuard):
             raise MigrationError(f"The process {self.root.pid} is not running.", "Start it, then migrate.")
         self.rec.note(clock=self.measure_clock())
         self.send_roots()
-        if self.config.get("forecast"):
-            forecast.look_ahead(self, self.iterating.peer, self.measure_bandwidth())
+        self.look_ahead()
         if not self.precopy:
             self.open_transfer()
         self.observe("before", proc.tree(self.root.pid))
@@ -115,6 +114,15 @@ class SourceGuard(SendingGuard):
             self.enter("iterating")
         else:
             self.about_to_freeze()
+
+    def look_ahead(self) -> None:
+        """Whatever is wrong with a forecast hinders no move: where it is the link, the next request meets it."""
+        if not self.config.get("forecast"):
+            return
+        try:
+            forecast.look_ahead(self, self.iterating.peer, self.measure_bandwidth())
+        except Exception as error:  # as above
+            self.say(f"whether the deadline will be met is not known: {error!r}")
 
     def iterate(self) -> None:
         """Rounds while the process runs; then the same steps as without them."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import folders, net, proc, sockets, stats
-from .cli import Criu, Job, Options, PageServer, Result, Tls, failed
+from .cli import Criu, Options, PageServer, Result, Tls, failed
 from .errors import CriuError, MigrationError
+from .job import Job
 
 Answer = dict[str, Any]
 FREEZE_LIMIT = 10.0  # seconds for a whole tree to come to a stop
@@ -44,11 +45,6 @@ def common_spec(**more: Any) -> dict[str, Any]:
         "timeout": {"type": "float", "default": 600.0},
         **more,
     }
-
-
-def failure(error: MigrationError) -> Answer:
-    """What fail_json gets: the message, and as returned values what is known so far (cmd, rc, log_tail, measured)."""
-    return {**error.details, "msg": error.text(), "error": {"message": error.message, "remedy": error.remedy}}
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .iteration import PHAUL_FEW, PHAUL_GROWTH
+
 LINE = "=" * 60
 MB = 1024 * 1024
 RESULTS = {
@@ -12,11 +14,13 @@ RESULTS = {
     "rolled_back": "ROLLED BACK, the process goes on on the source",
     "failed": "FAILED",
 }
-# Why no further pre-dump was made: iteration.stop_reason
+# Why no further pre-dump was made: stop_reason and phaul_reason of iteration.py
 STOPPED = {
     "target": "the predicted downtime meets the target",
     "not_falling": "another round would hardly shorten the downtime",
     "rounds": "as many rounds as are allowed were made",
+    "few_pages": f"the last one found fewer than {PHAUL_FEW} pages written to",
+    "more_pages": f"the last one found at least {PHAUL_GROWTH} pages more than the one before it",
     "deadline": "with another round the deadline might have been missed",
 }
 FAILED = "failed: "

@@ -21,7 +21,8 @@ from typing import Any
 
 sys.path.insert(0, sys.argv[1])
 from criu_migrate import fill, lazy_proxy, proc, replay, uffd  # type: ignore[import-not-found]
-from criu_migrate.cli import Criu, Job, Options, PageServer  # type: ignore[import-not-found]
+from criu_migrate.cli import Criu, Options, PageServer  # type: ignore[import-not-found]
+from criu_migrate.job import Job  # type: ignore[import-not-found]
 from criu_migrate.store import ImageStore  # type: ignore[import-not-found]
 
 WORK = Path(sys.argv[2])
