@@ -107,7 +107,8 @@ def main() -> int:
         cloud = Cloud(lab, options.notice)
         try:
             start(tmp, evacuees)
-            watch = Play(lab, tmp, "watch", **{f"watch_{options.notice}_url": cloud.url, "watch_seconds": 600})
+            service: dict[str, Any] = {f"watch_{options.notice}_url": cloud.url}
+            watch = Play(lab, tmp, "watch", watch_seconds=600, **service)
             watch.until(f"the metadata service of {options.notice} answers")
             card = Card(lab)
             cloud.say(*NOTICES[options.notice])

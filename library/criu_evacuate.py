@@ -95,6 +95,10 @@ processes:
   description: Registered processes, each with its entry, C(pid), C(start), C(working_dir) and C(tree).
   returned: O(state=inspected)
   type: list
+earlier:
+  description: Runs of an evacuation that nobody has collected, as M(migration_evacuation) planned them, with C(state).
+  returned: O(state=inspected)
+  type: list
 problems:
   description: Entries whose process is not here, or that could not follow their process, in words.
   returned: O(state=inspected), O(state=absent)

@@ -28,7 +28,8 @@ options:
       - V(undone), on the destination only, ends its guard and removes the copy that never ran.
       - V(fenced) writes down a person's word that the other node's copy is dead, and lets the guard run the stopped
         copy here, or remove one that is not whole.
-      - V(absent) removes keys, images, logs and the guard of a finished run; the record stays.
+      - V(absent) removes keys, images, logs and the guard of a finished run; the record stays. The registry's entry of
+        a process that an evacuation has moved goes where it went.
     type: str
     choices: [armed, started, watched, present, collected, undone, fenced, absent]
     required: true
@@ -161,6 +162,7 @@ stats:
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -185,7 +187,17 @@ def watch(params: dict[str, Any]) -> int:
     return control.watch(params["run_id"], sys.executable, params["seconds"], *until)[1]
 
 
-def act(params: dict[str, Any]) -> dict[str, Any]:
+def absent(run_id: str, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Remove what the run left; warn of an entry of the registry that could not follow its process."""
+    from ..module_utils.criu_migrate import batch_collect  # what it imports costs the other states time
+
+    changed, problems = batch_collect.remove_one(run_id)
+    for problem in problems:
+        warn(problem)
+    return {"changed": changed}
+
+
+def act(params: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
     run_id, state = params["run_id"], params["state"]
     if state == "armed":
         result = armed(params)
@@ -204,7 +216,7 @@ def act(params: dict[str, Any]) -> dict[str, Any]:
     elif state == "undone":
         result = {"changed": control.undo_destination(run_id)}
     elif state == "absent":
-        return {"changed": control.remove(run_id)}
+        return absent(run_id, warn)
     else:
         result = {"changed": False, "watched": control.watched(run_id)}
     found = record.Record.load(run_id)
@@ -242,7 +254,7 @@ def main() -> None:
     if module.check_mode and params["state"] == "watched":
         params["state"] = "present"
     try:
-        module.exit_json(**act(params))
+        module.exit_json(**act(params, module.warn))
     except MigrationError as error:
         module.fail_json(msg=error.text(), error=error.as_dict())
 

@@ -90,9 +90,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def of_node(answer: Mapping[str, Any], run_id: str) -> dict[str, Any]:
     """What a node has told of one run; where it could not be reached that is what it told."""
-    if answer.get("unreachable"):
-        return {"unreachable": True, "msg": answer.get("msg")}
-    return dict((answer.get("runs") or {}).get(run_id) or {})
+    told = (answer.get("runs") or {}).get(run_id)
+    if not told and (answer.get("unreachable") or answer.get("failed")):
+        return {"msg": answer.get("msg")}
+    return dict(told or {})
 
 
 def measured(
@@ -100,8 +101,6 @@ def measured(
     names: dict[str, dict[str, str]], told: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The metrics of one run. `told` is what the module that started it has said: a record, or why there is none."""
-    if not source.get("record") and told.get("record"):
-        source = {**source, "record": told["record"]}  # the node went down since
     there = [item for item in (destination, source) if "verified" in item or "heartbeat" in item]
     here = there[0] if there else {}
     problem = told.get("error") or source.get("error") or destination.get("proof_error") or source.get("proof_error")
@@ -137,10 +136,12 @@ class ActionModule(ActionBase):
         notice = started.get("notice") or {}
         begun = notice.get("seen") or started.get("began")
         lines, warnings = [], []
+        again = {run["name"] for run in plan["runs"] if not run.get("state")} | {one["name"] for one in plan["refused"]}
         for run in plan["runs"]:
-            built, more = self._one(given, run, begun, variables)
-            lines.append(evacuation.line(run["name"], built, begun))
+            found, more = self._one(given, run, begun, variables)
             warnings += more
+            if not run.get("state") or run["name"] not in again:  # what came of it in the end is told once
+                lines.append(found)
         stayed = [(item["name"], item["message"]) for item in plan["refused"]]
         known = {item["name"] for item in [*plan["runs"], *plan["refused"]]}
         late = [name for name in started.get("entries") or [] if name not in known and begun is not None]
@@ -161,20 +162,26 @@ class ActionModule(ActionBase):
     @staticmethod
     def _one(
         given: dict[str, Any], run: dict[str, Any], begun: float | None, variables: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], list[str]]:
-        """The metrics of one run, whose folder is written, and warnings."""
+    ) -> tuple[evacuation.Line, list[str]]:
+        """The line of one run, whose folder is written, and warnings."""
         hosts, where = variables.get("hostvars", {}), {"source": given["plan"]["source"], "destination": run["host"]}
         names = {
-            role: {"name": host, "address": str(hosts[host].get("ansible_host") or "")} for role, host in where.items()
+            role: {"name": host, "address": str(hosts[host].get("ansible_host") or "") if host in hosts else ""}
+            for role, host in where.items()
         }
         source, destination = (of_node(given["collected"].get(where[role]) or {}, run["run_id"]) for role in where)
         told = of_node(given["started"], run["run_id"])
+        if not source.get("record") and told.get("record"):
+            source["record"] = told["record"]  # the node went down since
         deaf = of_node(given["listening"].get(run["host"]) or {}, run["run_id"]).get("error")
         if deaf and not told.get("error"):
             told["error"] = deaf  # the source only knows that nobody has answered
-        run = {**run, "migration": naming.renamed(run["migration"], run["name"], begun or time.time())}
-        built = measured(run, source, destination, begun, names, told)
+        stopping = ((source.get("record") or {}).get("times") or {}).get("stopping", begun)
+        began = min(begun, stopping) if begun and stopping else begun  # of an earlier evacuation, before this one's
+        run = {**run, "migration": naming.renamed(run["migration"], run["name"], began or time.time())}
+        built = measured(run, source, destination, began, names, told)
         logs = result_files.build(source, destination, {}, names, built["status"])
         written = result_writing.write(run["migration"], built, built["status"], logs)
-        opened = {"open": True} if evacuation.is_open(source or told, destination) else {}
-        return {**built, **opened}, written["warnings"]
+        end = evacuation.ending(built["status"], source, destination, where, run["run_id"])
+        notice = begun if began == begun else None
+        return evacuation.line(run["name"], built, notice, end), written["warnings"]

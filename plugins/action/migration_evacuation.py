@@ -19,6 +19,13 @@ options:
     description: What it has found on each destination that was reached with V(offered), by host.
     type: dict
     required: true
+  hosts:
+    description:
+      - All destinations that were asked for, also those that were not reached. What an earlier evacuation has sent to
+        one of them, and nobody has collected, is watched and collected with the rest.
+    type: list
+    elements: str
+    default: []
   seconds:
     description: Seconds that there will be from the notice on; 0 where that is not known.
     type: float
@@ -41,7 +48,7 @@ RETURN = r"""
 runs:
   description:
     - The runs in the order in which they go. Each has C(run_id), C(name), C(priority), C(bytes), C(host), C(pid),
-      C(since), C(entry), C(migration) and C(preflight).
+      C(since), C(entry), C(migration) and C(preflight), those that an earlier evacuation has begun also C(state).
   returned: success
   type: list
 source:
@@ -86,13 +93,14 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import evacuation
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import evacuation, uncollected
 
 # What guards are told stands in one place, for one process and for many.
 TOLD = Path(__file__).resolve().parents[2] / "roles" / "migration" / "vars" / "main.yml"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "source": {"type": "dict", "required": True},
     "offers": {"type": "dict", "required": True},
+    "hosts": {"type": "list", "elements": "str", "default": []},
     "seconds": {"type": "float", "default": 0.0},
     "results_dir": {"type": "str", "default": "results"},
 }
@@ -116,12 +124,12 @@ def run_of(placed: evacuation.Placed, results_dir: str) -> dict[str, Any]:
     }
 
 
-def by_host(runs: list[dict[str, Any]], source: str) -> dict[str, list[dict[str, Any]]]:
-    """What each node has to know of its runs, in their order."""
+def by_host(runs: list[dict[str, Any]], source: str, asked: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """What each node that is asked has to know of its runs, in their order."""
     found: dict[str, list[dict[str, Any]]] = {source: []}
     for run in runs:
         known = {key: run[key] for key in ("run_id", "name", "pid", "since", "entry")}
-        for host in (source, run["host"]):
+        for host in {source, run["host"]} & {source, *asked}:
             found.setdefault(host, []).append(known)
     return found
 
@@ -145,24 +153,28 @@ class ActionModule(ActionBase):
         planner = evacuation.Planner(given["source"], given["offers"], source, reached, began, tokens, given["seconds"])
         plan = planner.plan()
         configs: dict[str, list[dict[str, Any]]] = {name: [] for name in reached}
-        for placed in plan.runs:
-            one, other = self._configs(placed, reached[placed.host], variables)
-            configs[source].append(one)
-            configs[placed.host].append(other)
         folder = str(Path.cwd() / Path(given["results_dir"]).expanduser())
         runs = [run_of(placed, folder) for placed in plan.runs]
+        for placed, run in zip(plan.runs, runs):
+            one, other = self._configs(placed, {"source": source, "destination": placed.host}, reached, variables)
+            configs[source].append({**one, uncollected.PLANNED: run})
+            configs[placed.host].append({**other, uncollected.PLANNED: run})
+        earlier = given["source"].get("earlier") or []
+        told = [f"{run['name']}: is on its way to {run['host']} since earlier, {run['state']}" for run in earlier]
+        runs = [{**run, "migration": {**run["migration"], "results_dir": folder}} for run in earlier] + runs
         refused = [item._asdict() for item in plan.refused]
         warnings = [*given["source"]["problems"], *plan.warnings]
         warnings += [f"{item.name} cannot be saved: {item.message}" for item in plan.refused]
         return {
             **result, "changed": False, "warnings": warnings, "refused": refused, "configs": configs,
             "source": source, "registered": given["source"].get("registered", ""), "at_once": plan.at_once,
-            "lines": evacuation.told(plan, source), "runs": runs, "by_host": by_host(runs, source),
+            "lines": told + evacuation.told(plan, source, bool(told)), "runs": runs,
+            "by_host": by_host(runs, source, {*given["hosts"], *given["offers"]}),
             "problems": given["source"]["problems"],
         }  # fmt: skip
 
     def _configs(
-        self, placed: evacuation.Placed, address: str, variables: Mapping[str, Any]
+        self, placed: evacuation.Placed, hosts: dict[str, str], reached: dict[str, str], variables: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What roles/migration tells the guards of one process on the source and on the destination."""
         told = self._loader.load_from_file(str(TOLD), trusted_as_template=True)
@@ -172,7 +184,8 @@ class ActionModule(ActionBase):
             "migration": placed.migration,
             "migration_preflight": placed.preflight,
             "migration_process": {"pid": placed.process["pid"], "start": placed.process["start"]},
-            "migration_peer": address,
+            "migration_hosts": hosts,
+            "migration_peer": reached[placed.host],
             "migration_looked": [placed.migration["began"]],
             "migration_pause_at": variables.get("migration_pause_at") or {},
             "__migration_armed": {"port": placed.port},

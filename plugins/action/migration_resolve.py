@@ -8,14 +8,12 @@ short_description: Decide from both records which copy is the process and what m
 description:
   - Pure decision on the control node; changes nothing.
 options:
-  source:
-    description: What M(criu_guard) has found on the source with V(state=present), also where it was not reached.
-    type: dict
-    default: {}
-  destination:
-    description: The same of the destination.
-    type: dict
-    default: {}
+  found:
+    description:
+      - Name of the variable in which each host that was asked has what M(criu_guard) has found with V(state=present),
+        also where it was not reached.
+    type: str
+    required: true
   fence:
     description: A person's word, V(source-is-dead) or V(destination-is-dead).
     type: str
@@ -25,12 +23,19 @@ options:
 EXAMPLES = r"""
 - name: See what the records allow
   migration_resolve:
-    source: "{{ found_on_source }}"
-    destination: "{{ found_on_destination }}"
+    found: guard_found
   register: resolved
 """
 
 RETURN = r"""
+pair:
+  description: The hosts that are C(source) and C(destination) of the run, by its records, else the groups' first.
+  returned: success
+  type: dict
+found:
+  description: What was found on C(source) and C(destination); empty where nobody was asked.
+  returned: success
+  type: dict
 where:
   description: source, destination, nowhere or undecided.
   returned: success
@@ -55,6 +60,8 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import resolve
 
+FENCES = ["", "source-is-dead", "destination-is-dead"]
+
 
 class ActionModule(ActionBase):
     """Works on the control node, without a connection."""
@@ -67,11 +74,16 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, given = self.validate_argument_spec(
             {
-                "source": {"type": "dict", "default": {}},
-                "destination": {"type": "dict", "default": {}},
-                "fence": {"type": "str", "default": "", "choices": ["", "source-is-dead", "destination-is-dead"]},
+                "found": {"type": "str", "required": True},
+                "fence": {"type": "str", "default": "", "choices": FENCES},
             }
         )
-        decided = resolve.decide(given["source"], given["destination"], given["fence"])
-        words = resolve.states(source=given["source"], destination=given["destination"])
-        return {**result, "changed": False, "states": words, **decided}
+        variables = task_vars or {}
+        hosts, groups = variables.get("hostvars", {}), variables.get("groups", {})
+        found = {name: dict(hosts[name].get(given["found"]) or {}) for name in groups.get("all", ())}
+        usual = {role: groups[role][0] for role in resolve.ROLES if groups.get(role)}
+        pair = resolve.pair(found, usual)
+        nodes = {role: found.get(pair[role], {}) for role in resolve.ROLES}
+        decided = resolve.decide(nodes["source"], nodes["destination"], given["fence"])
+        words = resolve.states(**nodes)
+        return {**result, "changed": False, "pair": pair, "found": nodes, "states": words, **decided}

@@ -5,6 +5,7 @@ CRIU_MIGRATE_LAB=NAME uses (or makes) a lab of that name and leaves it, for quic
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab.harness.aftermath import Aftermath
+from tests.lab.harness.evacuee import Cloud, Evacuee, Group, Play, remove_watch
 from tests.lab.harness.foreign import PACKAGES
 from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.migration import Migration
@@ -22,6 +24,8 @@ from tests.lab.harness.nodes import Lab, playbook
 
 Guard = Callable[..., tuple[Guarded, Aftermath]]
 Prepare = Callable[..., tuple[Migration, Aftermath]]
+Plays = Callable[..., Play]
+Standing = Callable[..., Group]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,17 +61,29 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")
     kept = os.environ.get("CRIU_MIGRATE_LAB", "")
-    name = kept or f"test-{secrets.token_hex(4)}"
-    tmp = tmp_path_factory.mktemp("lab")
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
+    with making(tmp_path_factory.mktemp("lab"), kept or f"test-{secrets.token_hex(4)}", bool(kept)) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def wide_lab(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab of three nodes beside the other one, for the tests of one file."""
+    with making(tmp_path_factory.mktemp("wide"), f"{lab.name}-wide", False, "lab_nodes=3") as wide:
+        yield wide
+
+
+@contextlib.contextmanager
+def making(tmp: Path, name: str, keep: bool, *settings: str) -> Iterator[Lab]:
+    """A lab for the block, and after it where it is kept."""
+    words = [word for setting in (f"lab_name={name}", *settings) for word in ("-e", setting)]
     try:
-        packages = f"lab_packages={','.join(PACKAGES)}"
-        done = playbook(tmp, "playbooks/lab.yml", "-e", f"lab_name={name}", "-e", packages)
+        done = playbook(tmp, "playbooks/lab.yml", *words, "-e", f"lab_packages={','.join(PACKAGES)}")
         assert done.returncode == 0, f"the lab could not be made:\n{done.stdout}{done.stderr}"
         yield Lab(name)
     finally:
-        if not kept:
-            done = playbook(tmp, "playbooks/lab.yml", "-e", f"lab_name={name}", "-e", "lab_state=absent")
+        if not keep:
+            done = playbook(tmp, "playbooks/lab.yml", *words, "-e", "lab_state=absent")
             assert done.returncode == 0, f"the lab could not be removed:\n{done.stdout}{done.stderr}"
 
 
@@ -102,3 +118,41 @@ def guarded(lab: Lab) -> Iterator[Guard]:
     yield make
     for aftermath in made:
         aftermath.clean()
+
+
+@pytest.fixture
+def plays(lab: Lab, tmp_path: Path) -> Iterator[Plays]:
+    """Return a function that starts a playbook; whatever it leaves of the watch is removed after the test."""
+    made: list[Play] = []
+
+    def begin(name: str, **extra: Any) -> Play:
+        made.append(Play(lab, tmp_path, name, **extra))
+        return made[-1]
+
+    yield begin
+    for play in made:
+        play.close()
+    remove_watch(lab, tmp_path)
+
+
+@pytest.fixture
+def standing(lab: Lab, tmp_path: Path) -> Iterator[Standing]:
+    """Return a function that starts and registers workloads of so many MB, by name, in the order in which they are to
+    go; they are gone after the test. `limits`: of their guards, in seconds."""
+    group = Group(tmp_path)
+    lab.keep_pids_apart()
+
+    def begin(limits: dict[str, float] | None = None, **sizes: int) -> Group:
+        ranks = reversed(range(len(sizes)))
+        group.start(Evacuee(lab, name, sizes[name], rank, **(limits or {})) for name, rank in zip(sizes, ranks))
+        return group
+
+    yield begin
+    group.clean([lab.source, lab.destination])
+
+
+@pytest.fixture
+def cloud(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    service = Cloud(lab, getattr(request, "param", "aws"))
+    yield service
+    service.close()

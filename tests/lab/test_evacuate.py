@@ -3,72 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab.harness.aftermath import Aftermath
-from tests.lab.harness.evacuee import REGISTRY, Cloud, Evacuee, Play, start
+from tests.lab.conftest import Plays, Standing
+from tests.lab.harness.evacuee import Cloud, registered, remove_watch
 from tests.lab.harness.nodes import Lab, playbook
 
-Standing = Callable[..., list[tuple[Evacuee, Aftermath]]]
 # A deleted file that is larger than what may travel inside of the images
 STAYS = "import tempfile, time; f = tempfile.TemporaryFile(); f.write(bytes(3 << 20)); f.flush(); time.sleep(600)"
-
-
-@pytest.fixture
-def plays(lab: Lab, tmp_path: Path) -> Iterator[Callable[..., Play]]:
-    """Return a function that starts a playbook; whatever it leaves of the watch is removed after the test."""
-    made: list[Play] = []
-
-    def begin(name: str, **extra: Any) -> Play:
-        made.append(Play(lab, tmp_path, name, **extra))
-        return made[-1]
-
-    yield begin
-    for play in made:
-        play.close()
-    remove_watch(lab, tmp_path)
-
-
-@pytest.fixture
-def standing(lab: Lab, tmp_path: Path) -> Iterator[Standing]:
-    """Return a function that starts and registers workloads of so many MB, by name; they are gone after the test."""
-    made: list[tuple[Evacuee, Aftermath]] = []
-    lab.keep_pids_apart()
-
-    def begin(**sizes: int) -> list[tuple[Evacuee, Aftermath]]:
-        evacuees = [Evacuee(lab, name, size) for name, size in sizes.items()]
-        made.extend((one, Aftermath(one)) for one in evacuees)
-        for _one, aftermath in made:
-            aftermath.others = [other for _run, other in made if other is not aftermath]
-        start(tmp_path, evacuees)
-        return made
-
-    yield begin
-    for _one, aftermath in made:
-        aftermath.clean()
-    for node in (lab.source, lab.destination):
-        node.run("rm", "-rf", REGISTRY)
-
-
-@pytest.fixture
-def cloud(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Cloud]:
-    service = Cloud(lab, request.param)
-    yield service
-    service.close()
-
-
-def remove_watch(lab: Lab, tmp: Path) -> None:
-    done = playbook(tmp, "playbooks/watch.yml", "-i", str(lab.inventory), "-e", "watch_state=absent")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def registered(lab: Lab, role: str) -> list[str]:
-    folder = lab.nodes[role].path(REGISTRY)
-    return sorted(path.stem for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def all_saved(told: dict[str, Any], names: list[str]) -> None:
@@ -80,15 +25,15 @@ def all_saved(told: dict[str, Any], names: list[str]) -> None:
     ("cloud", "notice"), [("aws", ("action", "60")), ("gcp", ("preempted", "TRUE"))], indirect=["cloud"]
 )
 def test_from_the_notice_to_the_other_node(
-    lab: Lab, standing: Standing, plays: Callable[..., Play], cloud: Cloud, notice: tuple[str, str], tmp_path: Path
+    lab: Lab, standing: Standing, plays: Plays, cloud: Cloud, notice: tuple[str, str], tmp_path: Path
 ) -> None:
     names = {"small": 8, "middle": 24, "large": 48}
     moved = standing(**names)
     watch = plays("watch", **{f"watch_{cloud.kind}_url": cloud.url, "watch_provider": cloud.kind})
-    for one, _aftermath in moved:
+    for one in moved.made.values():
         one.play = watch
     watch.until(f"the metadata service of {cloud.kind} answers")
-    assert registered(lab, "source") == sorted(names)
+    assert registered(lab.source) == sorted(names)
     cloud.say(*notice)
     told = watch.finish()
     all_saved(told, list(names))
@@ -99,15 +44,14 @@ def test_from_the_notice_to_the_other_node(
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["downtime"]["service"] > 0 and metrics["integrity"]["details"]["checksums"] > 0
         assert {path.name for path in folder.iterdir()} >= {"summary.txt", "report.html", "source", "dest"}
-    assert (registered(lab, "source"), registered(lab, "destination")) == ([], sorted(names))
+    assert (registered(lab.source), registered(lab.destination)) == ([], sorted(names))
     remove_watch(lab, tmp_path)
     cloud.close()
-    for _one, aftermath in moved:
-        aftermath.check("destination")
+    moved.check("destination", *moved.made)
 
 
 def test_one_that_cannot_move_hinders_no_other(
-    lab: Lab, standing: Standing, plays: Callable[..., Play], tmp_path: Path
+    lab: Lab, standing: Standing, plays: Plays, tmp_path: Path
 ) -> None:
     moved = standing(mover=8)
     lab.source.ssh(f"cd /; setsid python3 -c '{STAYS}' & echo $! >/run/stays.pid")
@@ -120,21 +64,20 @@ def test_one_that_cannot_move_hinders_no_other(
         by_name = {line["name"]: line for line in told["lines"]}
         assert by_name["mover"]["outcome"] == "saved" and by_name["mover"]["verified"] is True
         assert by_name["stays"]["outcome"] == "not saved" and "ghost_limit=3M" in by_name["stays"]["why"]
-        assert registered(lab, "source") == ["stays"] and registered(lab, "destination") == ["mover"]
+        assert registered(lab.source) == ["stays"] and registered(lab.destination) == ["mover"]
     finally:
         lab.source.run("sh", "-c", "kill -9 $(cat /run/stays.pid)", check=False)
-    for _one, aftermath in moved:
-        aftermath.check("destination")
+    moved.check("destination", *moved.made)
 
 
-def test_what_stands_by_is_only_a_directory(lab: Lab, standing: Standing, plays: Callable[..., Play]) -> None:
+def test_what_stands_by_is_only_a_directory(lab: Lab, standing: Standing, plays: Plays) -> None:
     """A watch that ends without a notice has started nothing and touched nothing; removed, it leaves nothing."""
     moved = standing(waiter=8)
     before = lab.destination.look()["processes"]
     watch = plays("watch", watch_aws_url="http://127.0.0.1:1", watch_gcp_url="http://127.0.0.1:1", watch_seconds=5)
     watch.until("no word from the metadata service")
     assert watch.finish() == {}
-    one, aftermath = moved[0]
+    one, aftermath = moved.made["waiter"], moved.after["waiter"]
     assert (one.state("source"), one.state("destination")) == ("armed", "armed")
     after = lab.destination.look()["processes"]
     assert [item["words"] for item in after] == [item["words"] for item in before]

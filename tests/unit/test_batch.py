@@ -22,6 +22,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import (
     proc,
     record,
     registry,
+    uncollected,
     workload,
 )
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.batch import Batch, Run
@@ -194,7 +195,7 @@ def test_a_stalled_run_is_not_waited_for_without_end() -> None:
     turns.step()
     rec = control.load("a")
     rec.enter("committed")
-    rec.note(stalled={"message": "m", "remedy": "r", "since": time.time() - control.STALL - 1})
+    rec.note(stalled={"message": "m", "remedy": "r", "since": time.time() - batch.STALL - 1})
     assert turns.step()
 
 
@@ -256,11 +257,21 @@ def test_the_entry_follows_the_process() -> None:
     registry.put(entry("gone"))
     arm(config("b"))
     control.load("b").enter("done")
-    told = [{"run_id": "a", "name": "here", "entry": entry("here")}, {"run_id": "b", "name": "gone", "entry": {}}]
+    told = [{"run_id": run_id, "name": name, "entry": entry(name)} for run_id, name in (("a", "here"), ("b", "gone"))]
     assert batch_collect.remove(told) == {"changed": True, "kept": [], "problems": []}
     (left,), _problems = registry.entries()
     assert left["name"] == "here" and registry.locate(left).pid == os.getpid() and left["priority"] == 3
     assert sorted(os.listdir(record.run_dir("a"))) == ["record.json"]
+
+
+def test_an_entry_that_leads_to_another_process_by_now_stays() -> None:
+    """Registered anew under that name, or started anew under that PID file, while nobody collected the run."""
+    alive = {"pid": me().pid, "start": me().start, "boot_id": record.boot_id()}
+    registry.put({**entry("again"), "by": alive})
+    registry.put({**entry("other"), "by": {"pid": 1, "start": 3, "boot_id": "of the source"}})
+    for name, by in (("again", alive), ("other", entry("other")["by"])):
+        batch_collect.drop(name, {"by": by})
+    assert sorted(item["name"] for item in registry.entries()[0]) == ["again", "other"]
 
 
 def test_an_entry_that_cannot_follow_is_told() -> None:
@@ -292,6 +303,14 @@ def test_collected_with_its_proof_where_the_process_is(monkeypatch: pytest.Monke
     assert found["c"]["never_began"] is True
 
 
+def test_one_that_was_undone_before_it_was_stopped_is_seen_where_it_runs() -> None:
+    for name, pid in (("a", os.getpid()), ("b", 1 << 22)):
+        arm(config(name, pid))
+        control.load(name).enter("undone")
+        found = batch_collect.collect([{"run_id": name, "pid": pid, "since": None}], {}, "python3")[name]
+        assert (os.getpid() in found["alive"]) == (name == "a") and bool(found["alive"]) == (name == "a")
+
+
 def test_a_proof_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_pid: int, _limit: float) -> dict[str, Any]:
         raise MigrationError("it did not answer")
@@ -314,3 +333,58 @@ def test_the_heartbeat_around_the_freeze(node: Path) -> None:
     source = {"times": {"stopping": 101.0, "frozen": 101.1}, "clock": {"offset": 0.0}}
     assert batch_collect.heartbeat(rec, source, None)["service"]["seconds"] == 3.0
     assert batch_collect.heartbeat(rec, {"times": {}}, None) == {}
+
+
+# --- whose control node has died -----------------------------------------------------------------------------------
+
+
+def planned(name: str, pid: int) -> dict[str, Any]:
+    return {uncollected.PLANNED: {"run_id": name, "name": name, "pid": pid, "entry": entry(name)}}
+
+
+def test_who_has_begun_and_was_not_collected() -> None:
+    arm(config("a", 1, **planned("a", 1)), config("b", 2, **planned("b", 2)), config("c", 3, **planned("c", 3)),
+        config("d", 4))  # fmt: skip
+    for name, state in (("a", "done"), ("b", "frozen"), ("d", "done")):
+        control.start(name, "python3")
+        control.load(name).enter(state)
+    assert [(run["name"], run["state"]) for run in uncollected.runs()] == [("a", "done"), ("b", "frozen")]
+    assert batch_collect.remove([uncollected.runs()[0]])["changed"]
+    assert [run["name"] for run in uncollected.runs()] == ["b"]
+
+
+def test_whose_process_is_on_its_way_is_not_planned_again() -> None:
+    gone = {"pid": 1, "state": "done", "entry": entry("a")}
+    assert uncollected.taken(entry("a"), [gone])
+    assert not uncollected.taken(entry("a"), [{**gone, "state": "undone"}])
+    assert not uncollected.taken({**entry("a"), "by": {"pidfile": "/run/a"}}, [gone])
+
+
+def test_one_that_was_started_anew_since_is_another(node: Path) -> None:
+    (node / "pid").write_text(f"{os.getpid()}\n")
+    kept = {**entry("a"), "by": {"pidfile": str(node / "pid")}}
+    assert not uncollected.taken(kept, [{"pid": 4242, "state": "done", "entry": kept}])
+    assert uncollected.taken(kept, [{"pid": os.getpid(), "state": "frozen", "entry": kept}]), "it stands still there"
+
+
+def test_what_has_ended_is_not_started_again() -> None:
+    arm(config("a", 1), config("b", 2, role="destination", ports=[1, 1]))
+    control.load("a").enter("done")
+    control.load("b").enter("undone")
+    found = batch.carry_out([Run("a", "a")], 1, LIMIT, "python3")
+    assert found["a"]["record"]["state"] == "done" and found["a"]["restarts"] == 0
+    assert batch.listen(["b"], "python3", LIMIT) == {"b": {"port": 0}}
+    assert not any(control.load(name).data.get("begun") for name in "ab")
+
+
+def test_whoever_ends_such_a_run_moves_the_entry_too() -> None:
+    """As playbooks/resolve.yml does, which knows the run alone."""
+    arm(config("a", role="destination", **planned("here", 1)), config("b", 2, **planned("gone", 1)), config("c", 3))
+    registry.put(entry("gone"))
+    control.load("a").enter("done", procs=[me().as_dict()])
+    control.load("b").enter("done")
+    control.load("c").enter("undone")
+    assert [batch_collect.remove_one(name) for name in "abc"] == [(True, [])] * 3
+    (left,) = registry.entries()[0]
+    assert left["name"] == "here" and registry.locate(left).pid == os.getpid()
+    assert batch_collect.remove_one("a") == (False, []), "twice changes nothing"

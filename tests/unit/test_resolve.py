@@ -159,3 +159,32 @@ def test_before_the_freeze_nobody_is_told_that_something_stands_still(fence: str
     assert "runs on the source, where nothing was stopped yet" in texts["iterating"]
     assert "stopped at the freeze" not in texts["iterating"]
     assert "nothing was stopped" not in texts["frozen"]
+
+
+# --- which hosts they are --------------------------------------------------------------------------------------------
+
+USUAL = {"source": "node-1", "destination": "node-2"}
+
+
+def held(role: str, **nodes: str) -> dict[str, Any]:
+    return {"record": {"state": "running", "role": role, "nodes": nodes}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "source", "destination"),
+    [
+        ({"node-1": NONE, "node-2": NONE}, "node-1", "node-2"),
+        ({"node-1": held("source"), "node-2": NONE, "node-3": held("destination")}, "node-1", "node-3"),
+        # It went to a node that is dead: that node-2 knows nothing of it must not count
+        ({"node-1": held("source", destination="node-3"), "node-2": NONE, "node-3": AWAY}, "node-1", "node-3"),
+        ({"node-1": held("source", destination="node-9"), "node-2": NONE}, "node-1", "node-9"),
+        ({"node-1": NONE, "node-2": held("destination", source="node-4"), "node-4": AWAY}, "node-4", "node-2"),
+        # A disk that was copied holds a record that is none of this node's
+        ({"node-1": held("source", destination="node-3"), "node-2": held("destination"),
+          "node-3": held("destination")}, "node-1", "node-3"),
+        ({"node-1": AWAY, "node-2": held("destination"), "node-3": held("destination")}, "node-1", "node-2"),
+        ({"a": held("source", source="node-1"), "node-1": NONE, "node-2": NONE}, "a", "node-2"),
+    ],
+)  # fmt: skip
+def test_between_which_hosts(answers: dict[str, Any], source: str, destination: str) -> None:
+    assert resolve.pair(answers, USUAL) == {"source": source, "destination": destination}

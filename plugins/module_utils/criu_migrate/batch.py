@@ -21,6 +21,8 @@ STANDBY = "standby"  # in config.json: laid out for a notice that may never come
 SENDING = ("armed", "iterating", "freezing", "frozen")  # a run's share of the link is not through yet
 FOLLOWS = ("postcopy", "hybrid")  # the link is needed until every page has come
 PATIENCE = 5.0  # seconds after which a run that has not begun to freeze does not keep others waiting
+STALL = 15.0  # seconds for which one that has lost its destination after the commit is waited for: the others are to be
+# collected before their node ends
 RESTARTS = 20
 LOOK = 1.0  # seconds between two looks whether a guard lives, whose death writes no file; it starts in less
 Found = dict[str, Any]
@@ -71,9 +73,11 @@ def stands_by(run_id: str) -> bool:
 
 
 def begin(run_id: str, python: str) -> None:
-    """Start a guard that was laid out, perhaps in an earlier boot, when it had touched nothing. MigrationError where it
-    cannot be started."""
+    """Start a guard that was laid out, perhaps in an earlier boot, when it had touched nothing; one that was killed
+    goes on. MigrationError where it cannot be started."""
     rec = control.load(run_id)
+    if rec.final:  # of an evacuation that nobody has collected
+        return
     if control.never_began(rec) and rec.data["boot_id"] != record.boot_id():
         rec.note(boot_id=record.boot_id())
     control.start(run_id, python)
@@ -105,8 +109,8 @@ def listen(run_ids: Sequence[str], python: str, limit: float) -> dict[str, Found
 def listening(run_id: str, limit: float) -> int:
     """The port of a guard as soon as it listens. While ten are started the first may have done its work and ended."""
     rec = control.load(run_id)
-    if rec.state != "armed" and rec.data.get("port"):
-        return int(rec.data["port"])
+    if rec.final or (rec.state != "armed" and rec.data.get("port")):
+        return int(rec.data.get("port") or 0)
     return control.wait_for_port(run_id, limit)
 
 
@@ -152,9 +156,11 @@ class Batch:
         if error:
             self.errors[run_id] = error
             return False
+        self.started[run_id] = time.monotonic()
+        if control.load(run_id).final:
+            return False
         if guard.read_config(run_id).get("strategy") in FOLLOWS:
             self.follows.add(run_id)
-        self.started[run_id] = time.monotonic()
         return True
 
     def sends(self, rec: record.Record) -> bool:
@@ -170,7 +176,7 @@ class Batch:
         if rec.final or run_id in self.errors:
             return True
         stalled = rec.data.get("stalled") or {}
-        if stalled and time.time() - float(stalled["since"]) > control.STALL:
+        if stalled and time.time() - float(stalled["since"]) > STALL:
             return True
         if time.monotonic() - self.started[run_id] > LOOK and not control.alive(run_id):
             self.revive(run_id)

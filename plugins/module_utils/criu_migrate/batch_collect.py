@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import batch, collecting, control, proc, record, registry, supersede, workload
+from . import batch, collecting, control, proc, record, registry, supersede, uncollected, workload
 from .errors import MigrationError
 from .heartbeat import gap_report, ring_order
 
@@ -39,7 +39,7 @@ def _collect(run: Found, python: str, deadline: float) -> Found:
     rec = record.Record.load(run_id)
     if rec is None or control.never_began(rec):
         return {"never_began": True, **collecting.collect(run_id, "", int(run.get("pid") or 0), look_only=look_only)}
-    more: Found = {}
+    more: Found = {"rebooted": rec.data["boot_id"] != record.boot_id()}
     if not look_only:
         try:
             rec = control.watch(run_id, python, max(0.0, deadline - time.monotonic()))[0]
@@ -52,7 +52,9 @@ def _collect(run: Found, python: str, deadline: float) -> Found:
     if holds(rec):
         more.update(prove(rec, look_only), heartbeat=heartbeat(rec, known, run.get("since")))
     frozen = (known.get("output") or {}).get("size") if rec.data["role"] == "destination" else None
-    return {**collecting.collect(run_id, frozen=frozen, look_only=look_only), **more}
+    # One that was never stopped has no list of processes in its record
+    root = int(run.get("pid") or 0) if rec.data["role"] == "source" else 0
+    return {**collecting.collect(run_id, "", root, frozen, look_only=look_only), **more}
 
 
 def undone_there(rec: record.Record, run: Found) -> bool:
@@ -111,23 +113,47 @@ def remove(runs: Sequence[Found]) -> Found:
         if control.never_began(rec):
             changed = batch.forget(run_id) or changed
         elif rec.final:
+            problems += follow(rec, run)
             changed = control.remove(run_id) or changed
-            try:
-                register(rec, run)
-            except MigrationError as error:
-                problems.append(f"{run['name']} is not registered here: {error.text()}")
         else:
             kept.append(run_id)
     return {"changed": changed, "kept": kept, "problems": problems}
 
 
+def remove_one(run_id: str) -> tuple[bool, list[str]]:
+    """Take away what one run left, by itself: control.remove(). An entry of the registry follows here too."""
+    rec, run = record.Record.load(run_id), uncollected.planned(run_id)
+    problems = follow(rec, run) if rec is not None and run else []
+    return control.remove(run_id), problems
+
+
+def follow(rec: record.Record, run: Found) -> list[str]:
+    """The entry goes where the process went; why it could not, in words."""
+    try:
+        register(rec, run)
+    except MigrationError as error:
+        return [f"{run['name']} is not registered here: {error.text()}"]
+    return []
+
+
 def register(rec: record.Record, run: Found) -> None:
-    """The entry goes where the process went."""
+    """MigrationError where the entry cannot be written."""
     procs = [proc.Proc.from_dict(item) for item in rec.data.get("procs") or []]
     if rec.state != "done":
         return
     if rec.data["role"] == "source":
-        registry.drop(str(run["name"]))
+        drop(str(run["name"]), run["entry"])
     elif procs and procs[0].alive():
         mark = str(run["run_id"]).rpartition("-")[2]
         registry.arrive(dict(run["entry"]), procs[0].pid, procs[0].start, mark)
+
+
+def drop(name: str, entry: Found) -> None:
+    """Forget an entry whose process has left; not one that leads to another process, or to one started anew, by now."""
+    for known in registry.entries()[0]:
+        if known["name"] != name or known["by"] != entry["by"]:
+            continue
+        try:
+            registry.locate(known)
+        except MigrationError:
+            registry.drop(name)

@@ -46,10 +46,15 @@ def _refuse_a_second(config: dict[str, Any]) -> None:
     """Raises MigrationError where another run has this process in its hands."""
     other = moved_by(config) if config["role"] == "source" else ""
     if other:
-        raise MigrationError(
-            f"The run {other} moves this process already.",
-            f"Wait for its end, or ansible-playbook playbooks/resolve.yml -e run_id={other}",
-        )
+        raise taken_by(other)
+
+
+def taken_by(other: str, whose: str = "") -> MigrationError:
+    """What to say of a process that the run `other` has in its hands."""
+    return MigrationError(
+        f"{whose}The run {other} moves this process already.",
+        f"Wait for its end, or ansible-playbook playbooks/resolve.yml -e run_id={other}",
+    )
 
 
 def _begin(run_id: str) -> None:
@@ -63,7 +68,8 @@ def _begin(run_id: str) -> None:
 
 def _first_record(config: dict[str, Any]) -> None:
     kept = {name: config.get(name) or "" for name in ("workload", "working_dir", "service_address")}
-    record.Record.create(str(config["run_id"]), str(config["role"]), **kept)
+    nodes = config.get("nodes") or {}  # by role; who has only this record finds the other one
+    record.Record.create(str(config["run_id"]), str(config["role"]), nodes=nodes, **kept)
 
 
 @contextlib.contextmanager

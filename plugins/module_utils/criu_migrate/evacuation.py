@@ -175,8 +175,8 @@ def without_rounds(result: Facts, migration: Facts) -> Facts:
     return {**result, "plan": {**plan, "strategy": "full", "reason": reason}}
 
 
-def told(plan: Plan, source: str) -> list[str]:
-    """The plan for a person, a line for each process."""
+def told(plan: Plan, source: str, more: bool = False) -> list[str]:
+    """The plan for a person, a line for each process. `more`: there are others."""
     lines = [
         f"{item.process['name']}: {preflight.size(item.bytes)} from {source} to {item.host}, "
         f"{item.preflight['plan']['strategy']}{' + lazy restore' if item.preflight['plan']['lazy_restore'] else ''}"
@@ -184,7 +184,7 @@ def told(plan: Plan, source: str) -> list[str]:
         for item in plan.runs
     ]
     lines += [f"{item.name}: cannot be saved" for item in plan.refused]
-    return lines or ["No process is registered that runs here."]
+    return lines or ([] if more else ["No process is registered that runs here."])
 
 
 def armed_for_notice(config: Facts, limits: Mapping[str, float], port: int = 0) -> Facts:
@@ -201,7 +201,7 @@ def armed_for_notice(config: Facts, limits: Mapping[str, float], port: int = 0) 
 
 
 class Line(NamedTuple):
-    """One process in the table. outcome: saved, not saved or unknown."""
+    """One process in the table. outcome: saved, not saved or unknown. node: where it is, '' where nobody knows."""
 
     name: str
     outcome: str
@@ -210,37 +210,98 @@ class Line(NamedTuple):
     downtime: float | None
     verified: bool | None
     why: str
+    run_id: str = ""
+
+
+class Ending(NamedTuple):
+    """What became of one process; where it is, '' where nobody knows or there is none; what a person should know."""
+
+    outcome: str
+    node: str
+    notes: list[str]
+
+
+def answered(found: Mapping[str, Any]) -> bool:
+    """The node has told of this run; or of its not having any record of it."""
+    return "record" in found
 
 
 def is_open(source: Mapping[str, Any], destination: Mapping[str, Any]) -> bool:
-    """Neither record says for certain where the process is: it began to move, and no end of it was seen."""
+    """Neither record says for certain where the process is: it began to move, and no end of it was seen; or nobody has
+    answered at all."""
     one, two = (item.get("record") or {} for item in (source, destination))
+    if not (answered(source) or answered(destination)):
+        return True
     begun = "freezing" in (one.get("times") or {}) or two.get("state", "armed") not in ("armed", "undone", "done")
     return begun and one.get("state") not in ("done", "undone") and two.get("state") != "done"
 
 
-def line(name: str, metrics: Mapping[str, Any], notice: float | None) -> Line:
+def ending(
+    status: str, source: Mapping[str, Any], destination: Mapping[str, Any], hosts: Mapping[str, str], run_id: str
+) -> Ending:
+    """What the nodes have told, put together.
+
+    :param status: of the metrics, by the records alone
+    :param source: what it has told of this run: record, alive, rebooted; {unreachable, msg} where it was not reached
+    :param destination: likewise
+    :param hosts: by role, their names
+    """
+    here, there = hosts["source"], hosts["destination"]
+    remedy = f"ansible-playbook playbooks/resolve.yml -e run_id={run_id}"
+    if status == "migrated":
+        return _moved(destination, there)
+    one, two = source.get("record") or {}, (destination.get("record") or {}).get("state")
+    notes = silence(here, source)
+    if status == "failed" and is_open(source, destination):
+        notes += [f"The record on {there} says {two}."] if two else silence(there, destination)
+        return Ending("unknown", "", [*notes, remedy])
+    held = two not in (None, "armed", "undone") or not answered(destination)
+    if one.get("state") == "undone" and held and not one.get("destination_undone"):
+        notes += silence(there, destination)
+        notes.append(f"What {there} still holds of it is removed by {remedy}")
+    stayed = bool(source["alive"]) if "alive" in source else status == "rolled_back"
+    if status == "rolled_back" and not stayed:
+        notes.append(f"It has ended on {here} since.")
+    return Ending("not saved", here if stayed else "", notes)
+
+
+def _moved(destination: Mapping[str, Any], host: str) -> Ending:
+    """By the records it is on the destination: is it still?"""
+    if not answered(destination):
+        return Ending("unknown", "", [f"It moved to {host}.", *silence(host, destination)])
+    if destination.get("rebooted"):
+        return Ending("not saved", "", [f"It moved to {host}, which was started anew since: it died there."])
+    if "alive" in destination and not destination["alive"]:
+        return Ending("unknown", "", [f"It moved to {host} and has ended there since, by itself or by a fault."])
+    return Ending("saved", host, [])
+
+
+def silence(host: str, found: Mapping[str, Any]) -> list[str]:
+    """Why nothing is known of a node, in one line; none where it has answered."""
+    if answered(found):
+        return []
+    said = str(found.get("msg") or "").strip().splitlines()
+    return [f"{host} cannot be asked: {said[0]}" if said else f"{host} was not asked."]
+
+
+def line(name: str, metrics: Mapping[str, Any], notice: float | None, found: Ending) -> Line:
     """What became of one process. Saved: it is on the destination and nothing speaks against its being whole.
 
-    :param notice: when the end was announced or the evacuation was begun, seconds of the source's clock
+    :param notice: when the end was announced or the evacuation was begun, seconds of the source's clock; None where it
+        moved before that
     """
-    status, error = metrics["status"], metrics.get("error") or {}
+    error = metrics.get("error") or {}
     verified = (metrics.get("integrity") or {}).get("verified")
     marks = metrics.get("marks") or {}
+    moved = metrics["status"] == "migrated"
     ended = marks.get("done", marks.get("destination_done"))
-    seconds = None if ended is None or notice is None else ended - notice
-    why = str(error.get("message") or "")
-    if status == "migrated":
-        outcome = "not saved" if verified is False else "saved"
-        why = why or ("its proof does not hold" if verified is False else "")
-    elif status == "rolled_back":
-        outcome = "not saved"
-    else:
-        outcome = "unknown" if metrics.get("open") else "not saved"
-        why = why or "it was not started"
-    node = (metrics.get("process") or {}).get("node") or ""
+    seconds = None if ended is None or notice is None or not moved else ended - notice
+    outcome, said = found.outcome, [str(error.get("message") or ""), *found.notes]
+    if outcome == "saved" and verified is False:
+        outcome, said = "not saved", said if said[0] else ["Its proof does not hold.", *said]
+    why = "\n".join(filter(None, said)) or ("" if outcome == "saved" else "It was not started.")
     downtime = (metrics.get("downtime") or {}).get("frozen")
-    return Line(name, outcome, str(node), seconds if status == "migrated" else None, downtime, verified, why)
+    return Line(name, outcome, found.node, seconds, downtime, verified, why, str(metrics.get("run_id") or ""))
 
 
 def table(lines: Sequence[Line], left: float | None) -> str:

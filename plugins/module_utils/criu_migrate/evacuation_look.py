@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from . import control, guard, inspect_destination, inspect_node, inspect_source, record, registry, workload
+from . import control, guard, inspect_destination, inspect_node, inspect_source, record, registry, uncollected, workload
 from .errors import MigrationError
 
 Facts = dict[str, Any]
 
 
 def source(clock: float = 0.0) -> Facts:
-    """node, processes, problems and registered (registry.digest()) of this node. `clock`: as in inspect_node.look().
+    """node, processes, problems, earlier (uncollected.runs()) and registered (registry.digest()) of this node. `clock`:
+    as in inspect_node.look().
 
     A process is {name, priority, params, by, pid, start, working_dir, since, tree}; working_dir is '' where no
     directory travels, since when an earlier move let it go on (seconds since 1970, null where there was none). An entry
@@ -23,19 +24,25 @@ def source(clock: float = 0.0) -> Facts:
     """
     registered = registry.digest()  # before the look: what changes meanwhile is noticed afterwards
     known, problems = registry.entries()
+    earlier = uncollected.runs()
     found = []
     for entry in known:
+        if uncollected.taken(entry, earlier):
+            continue
         try:
             found.append(_process(entry))
         except MigrationError as error:
             problems.append(error.text())
     node = inspect_node.look("", clock)
     add_spaces(node, (item["params"].get("image_dir") for item in found))
-    return {"node": node, "processes": found, "problems": problems, "registered": registered}
+    return {"node": node, "processes": found, "problems": problems, "earlier": earlier, "registered": registered}
 
 
 def _process(entry: registry.Entry) -> Facts:
     root = registry.locate(entry)
+    other = control.moved_by({"pid": root.pid, "start": root.start, "run_id": ""})
+    if other:
+        raise control.taken_by(other, f"{entry['name']}: ")
     params = entry["params"]
     folder = str(params.get("working_dir") or workload.contract_of(root.pid) or "")
     roots = [*([folder] if folder else []), *(params.get("sync_paths") or [])]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Data = Mapping[str, Any]
+ROLES = ("source", "destination")
 NOTHING = {"source": "none", "destination": "none"}
 RUNS = ("running", "done")
 FINAL = ("done", "undone")
@@ -13,6 +14,23 @@ UNTOUCHED = ("armed", "iterating")  # states of the source in which the process 
 RAN_ON = " The process runs on the source, where nothing was stopped yet."
 OLDER = "-e fence=destination-is-dead lets the source's copy run, which is older."
 BOTH_DEAD = "-e fence=destination-is-dead ends this run; there is no process any more."
+
+
+def pair(found: Mapping[str, Data], usual: Mapping[str, str]) -> dict[str, str]:
+    """The hosts between which the run goes, by role.
+
+    found: what criu_guard has found, by host. usual: the hosts where nothing says more: the first ones of the
+    inventory's groups, which an evacuation need not have taken. A host that a record names is taken although it was not
+    reached: of another one "it has no record of this run" would say nothing.
+    """
+    records = {host: item["record"] for host, item in found.items() if item.get("record")}
+    chosen = {}
+    for role in ROLES:
+        named = [str(item["nodes"][role]) for item in records.values() if (item.get("nodes") or {}).get(role)]
+        holders = sorted(host for host, item in records.items() if item.get("role") == role)
+        preferred = [host for host in [*named, usual.get(role, "")] if host in holders]
+        chosen[role] = [*preferred, *holders, *named, usual.get(role, "")][0]
+    return chosen
 
 
 def states(**nodes: Data) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
@@ -174,10 +175,23 @@ class Lab:
         }
         self.source, self.destination = self.nodes["source"], self.nodes["destination"]
         self.client = self.nodes["client"]
+        self.all = {
+            host: values["ansible_host"]
+            for group in (*groups.values(), *groups.get("all_nodes", {}).get("children", {}).values())
+            for host, values in (group.get("hosts") or {}).items()
+            if values
+        }
         self.subnet = self.source.address.rpartition(".")[0]
 
     def host(self, group: str, name: str, address: str) -> Node:
         return Node(self.name, name, address)
+
+    def towards(self, name: str) -> Lab:
+        """The same lab with that node as the destination."""
+        other = copy.copy(self)
+        other.destination = self.host("destination", name, self.all[name])
+        other.nodes = {**self.nodes, "destination": other.destination}
+        return other
 
     def keep_pids_apart(self) -> None:
         """Let the source's next PIDs be free on the destination: one that is taken there stops a restore.
