@@ -30,7 +30,7 @@ Move = dict[str, Any]
 BUDGETS = {"gcp": 30.0, "aws": 120.0}  # seconds from the notice
 LEFT = ("full", "full, lazy restore", "postcopy")  # what auto may leave; full starts a process, so it is the first
 UNSHAPED = "unshaped"
-COSTS = "/var/lib/criu-migrate/costs.json"  # what nodes know of their links
+COSTS = "/var/cache/criu-migrate/costs.json"  # what nodes know of their links
 
 
 def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:

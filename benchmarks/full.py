@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import bench_redis, hosts, lazy_sequences, report, sequences
+from . import bench_redis, by_guards, hosts, lazy_sequences, report, sequences
 
 TARGETS = {
     "full / by hand": 1.15, "full / by tunnel": 1.15, "full / plain": 1 / 3,
@@ -38,6 +38,9 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--encryption", choices=["tls", "none"], default="tls", help="of full's and by hand's pages")
     parser.add_argument("--playbook", default="migrate.yml", help="the playbook of the variant full")
+    parser.add_argument(
+        "--by_guards", metavar="LAB", help="our own moves without Ansible, in this lab of virtual machines"
+    )
     parser.add_argument("--num_keys", type=int, default=365000, help="365000 keys of 1024 bytes: about 528 MB")
     parser.add_argument("--value_size", type=int, default=1024, help="bytes")
     parser.add_argument("--ops_per_sec", type=float, default=1000.0, help="of the driver in the moved tree")
@@ -79,6 +82,20 @@ def say(run: dict[str, Any]) -> None:
     print(f"{time.strftime('%H:%M:%S')} pair {run['pair']} {run['variant']}: {text}{state}", flush=True)
 
 
+def guarded(lab: str, encryption: str) -> dict[str, sequences.Sequence]:
+    """Our own variants, moved by the guards alone."""
+    made: dict[str, dict[str, Any]] = {
+        "full": {"strategy": "full"},
+        "lazy restore": {"strategy": "full", "lazy_restore": True},
+        "postcopy": {"strategy": "postcopy"},
+        "precopy": {"strategy": "precopy", "lazy_restore": True},
+        "precopy eager": {"strategy": "precopy"},
+        "phaul": {"strategy": "precopy", "lazy_restore": True, "rule": "phaul"},
+        "hybrid": {"strategy": "hybrid"},
+    }
+    return {name: by_guards.ours(lab, encryption, **how) for name, how in made.items()}
+
+
 def run_all(options: argparse.Namespace, where: hosts.Hosts, variants: list[str]) -> list[dict[str, Any]]:
     """Every variant once a pair, the order rotated from pair to pair."""
     known: dict[str, sequences.Sequence] = {
@@ -95,6 +112,8 @@ def run_all(options: argparse.Namespace, where: hosts.Hosts, variants: list[str]
         "by tunnel": sequences.by_hand("ssh"),
         "plain": sequences.plain,
     }
+    if options.by_guards:
+        known = guarded(options.by_guards, options.encryption)
     load = bench_redis.Load(
         options.num_keys, options.value_size, options.ops_per_sec, options.client_ops_per_sec, options.redis_port
     )

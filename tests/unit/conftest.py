@@ -1,4 +1,4 @@
-"""Processes with memory that more than one file of tests moves or fills."""
+"""Processes with memory that more than one file of tests moves or fills; what moves have cost, for each test."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import costs
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Secure
 from tests.unit.channel import Child
 from tests.unit.prey import Prey
 from tests.unit.test_secure import contexts, pair
+
+
+@pytest.fixture(autouse=True)
+def own_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "FOLDER", str(tmp_path))
 
 
 @pytest.fixture

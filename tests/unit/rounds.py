@@ -114,8 +114,9 @@ class Node:
         return {"dump": {"pages_written": self.found(), "pages_scanned": WHOLE, "pages_skipped_parent": 7,
                          "frozen": 0.01, "memwrite": taken}}  # fmt: skip
 
-    def ping(self) -> None:
+    def ping(self) -> int:
         self.pings += 1
+        return 0
 
     def measure_bandwidth(self) -> float:
         return SPEED

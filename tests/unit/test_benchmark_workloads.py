@@ -71,10 +71,10 @@ class Fake(Mover):
         self.calls += 1
         return move(workload, variant, **({"status": "failed", "rc": 2} if self.calls in self.bad else {}))
 
-    def start(self, workload: str) -> tuple[dict[str, Any], Traveller | None]:
+    def start(self, workload: str, how: dict[str, Any] | None = None) -> tuple[dict[str, Any], Traveller | None]:
         return self._made(workload, workloads.FIRST), Traveller(workload, 7, "/d")
 
-    def move(self, traveller: Traveller, variant: str) -> dict[str, Any]:
+    def move(self, traveller: Traveller, variant: str, how: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._made(traveller.workload, variant)
 
     def end(self, traveller: Traveller | None, bad: dict[str, Any] | None = None) -> None:

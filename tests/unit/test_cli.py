@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import cli
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.cli import Criu, Options, PageServer, Tls
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.cli import LESS, Criu, Options, PageServer, Tls
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import CriuError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.job import Job
 
@@ -146,3 +146,30 @@ def test_a_job_reports_a_descriptor_that_becomes_readable(tmp_path: Path) -> Non
     assert os.read(ready, 1) == b"x"
     os.close(ready)
     job.kill()
+
+
+def test_less_is_logged_where_there_is_much_to_log_but_not_of_lazy_pages() -> None:
+    quiet = Criu("/usr/sbin/criu", level=LESS)
+    assert "-v3" in quiet.dump_argv(1, "/i", "/w") and "-v3" in quiet.restore_argv("/i", "/w", "/p")
+    assert "-v4" in quiet.lazy_pages_argv("/i", "/w"), "replay.py reads that log"
+
+
+def test_a_job_that_gets_on_is_waited_for_and_one_that_does_not_is_not(tmp_path: Path) -> None:
+    job = Job.launch("x", str(tmp_path), ["sleep", "60"], "")
+    seen: list[int] = []
+
+    def progress() -> int:
+        seen.append(len(seen) if len(seen) < 20 else 20)
+        return seen[-1]
+
+    try:
+        assert job.wait_on(progress, limit=0.2, look=0.02) is None
+        assert len(seen) > 20, "each look at which more had come began the limit anew"
+    finally:
+        job.kill()
+
+
+def test_a_job_that_ends_is_not_looked_at_for_long(tmp_path: Path) -> None:
+    job = Job.launch("x", str(tmp_path), ["true"], "")
+    result = job.wait_on(lambda: 0, limit=30.0, look=10.0)
+    assert result is not None and result.rc == 0

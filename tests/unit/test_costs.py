@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import costs, record
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import costs
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.planner import Costs
 
 PEER, OTHER = "10.0.0.2", "10.0.0.3"
@@ -15,9 +15,9 @@ MB = 1_000_000
 USUAL = Costs()
 
 
-@pytest.fixture(autouse=True)
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(record, "RUNS", str(tmp_path))
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """The directory that has the file."""
     return tmp_path
 
 
@@ -100,6 +100,15 @@ def test_numbers_that_cannot_be_are_as_none(node: Path, wrong: dict[str, object]
 
 
 def test_a_file_that_cannot_be_written_costs_a_prediction_only(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "RUNS", str(node / "none" / "there"))
+    (node / "file").touch()
+    monkeypatch.setattr(costs, "FOLDER", str(node / "file" / "there"))
     costs.remember(PEER, True, MB, 1.0, 2.0)
     assert costs.recall(PEER, True, MB).fixed is None
+
+
+def test_it_is_private_and_made_where_there_is_none(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = node / "cache" / "criu-migrate"
+    monkeypatch.setattr(costs, "FOLDER", str(folder))
+    costs.remember(PEER, True, MB, 1.0, 2.0)
+    assert costs.speeds() == {PEER: 2.0}
+    assert folder.stat().st_mode & 0o777 == 0o700

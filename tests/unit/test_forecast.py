@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import costs, forecast, proc, record
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost, MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.guard import Guard
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.planner import NEVER, Costs
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.source import SourceGuard
@@ -85,6 +85,33 @@ def test_a_forecast_hinders_no_move(
     source.prepare()
     assert source.rec.state == "freezing" and "deadline" not in source.rec.data
     assert "is not known" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        ({}, ["probe"]),
+        ({"strategy": "precopy"}, ["probe"]),
+        ({"strategy": "hybrid"}, ["probe"]),
+        ({"strategy": "postcopy"}, []),
+        ({"transfer": "rsync"}, []),
+    ],
+)
+def test_what_cannot_be_tried_out_as_pages_cross_is_by_the_guards_own_link(
+    config: dict[str, Any], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = guard(**config)
+    source = SourceGuard(told.rec, {**told.config, "pid": 1, "start": 1, "peer": {"host": PEER}})
+    opened: list[str] = []
+
+    def refuse(name: str) -> None:
+        opened.append(name)
+        raise MigrationError("no channel", "")
+
+    monkeypatch.setattr(source, "open_transfer", refuse)
+    monkeypatch.setattr(source, "ask", lambda *_args, **_more: time.sleep(0.06))
+    assert 0 < source.measure_bandwidth() < 1e9
+    assert opened == asked
 
 
 def test_the_way_counts_as_it_was_decided() -> None:

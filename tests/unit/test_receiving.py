@@ -336,3 +336,26 @@ def test_a_source_that_is_started_again_in_the_freeze_takes_everything(
         guard.steps[rec.state]()
     assert {"dump": "", "parent": ""} in asked
     assert rec.data["parent"] == ""
+
+
+def test_lazy_pages_are_known_without_reading_when_the_whole_dump_has_been_taken_in(far: DestinationGuard) -> None:
+    far.lazy = True
+    send(far, "pre-1", "")
+    assert far.lazily_held(7) is None, "another dump follows"
+    send(far, "", "pre-1")
+    found = far.lazily_held(7)
+    assert found is not None and all(item.path for item in found)
+    assert sum(item.end - item.start for item in found) == sum(
+        item.end - item.start for item in far.last().held[OWNER] if item.flags & LAZY
+    )
+    assert far.lazily_held(8) is None
+    far.postcopy = True
+    assert far.lazily_held(7) is None, "its page maps come from the source"
+
+
+def test_the_source_is_told_how_far_a_dump_is(far: DestinationGuard) -> None:
+    assert far.pages_so_far() == 0
+    send(far, "pre-1", "")
+    assert far.pages_so_far() == WHOLE
+    ask(far, "pre-2", "pre-1")
+    assert far.pages_so_far() == 0, "another begins"

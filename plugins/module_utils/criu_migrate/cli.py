@@ -14,6 +14,7 @@ from typing import Any
 from .errors import CriuError
 
 TAIL_LINES = 20
+MOST, LESS = 4, 3  # of what CRIU logs: everything; not two lines for each piece of memory
 
 
 @dataclass
@@ -176,7 +177,8 @@ def _status(fd: int | None) -> list[str]:
 class Criu:
     """One criu binary. Commands return a finished Result; what is to run on is a Job of an `*_argv`."""
 
-    def __init__(self, path: str = "", options: Options | None = None) -> None:
+    def __init__(self, path: str = "", options: Options | None = None, level: int = MOST) -> None:
+        self.level = level
         found = path or shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/sbin:/bin")
         if not found:
             raise CriuError(
@@ -210,8 +212,8 @@ class Criu:
         """`criu check --feature name` by its exit code; CRIU also answers no for names that it does not know."""
         return self.run(["check", "--feature", name]).rc == 0
 
-    def _images(self, action: str, images: str, work: str, log: str) -> list[str]:
-        return [self.path, action, "-D", images, "-W", work, "-v4", "-o", log]
+    def _images(self, action: str, images: str, work: str, log: str, level: int | None = None) -> list[str]:
+        return [self.path, action, "-D", images, "-W", work, f"-v{level or self.level}", "-o", log]
 
     def dump_argv(
         self,
@@ -271,7 +273,7 @@ class Criu:
         log: str = "criu-lazy-pages.log",
         status_fd: int | None = None,
     ) -> list[str]:
-        words = self._images("lazy-pages", images, work, log)
+        words = self._images("lazy-pages", images, work, log, MOST)  # replay.py reads it
         return words + (pages.argv(client=True) if pages else []) + _status(status_fd)
 
     def restore_argv(self, images: str, work: str, pidfile: str, stopped: bool = True, lazy: bool = False) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from . import record
 from .planner import Costs
 
+FOLDER = "/var/cache/criu-migrate"  # apart from the runs: what is lost here costs a prediction only
 NAME = "costs.json"
 KEPT = 5  # moves of one kind
 NEWEST = 3  # moves whose bandwidth counts
@@ -70,11 +71,12 @@ def remember(peer: str, lazy: bool | None, memory: int, fixed: float, bandwidth:
         listed.remove(outdated)
     listed.append(one)
     with contextlib.suppress(OSError):
+        os.makedirs(FOLDER, mode=0o700, exist_ok=True)
         record.write_file(_path(), json.dumps(moves).encode(), sync=False)
 
 
 def _path() -> str:
-    return os.path.join(record.RUNS, NAME)
+    return os.path.join(FOLDER, NAME)
 
 
 def _read() -> dict[str, list[dict[str, Any]]]:

@@ -30,11 +30,11 @@ class DestinationGuard(ReceivingGuard):
         super().__init__(rec, config)
         self.watcher: threading.Thread | None = None
         self.reserve: Reserve | None = None
-        self.filling = Filling(self, remote=self.postcopy)
+        self.filling = Filling(self, self.postcopy, self.lazily_held)
         self.handlers = {
             "hello": self.on_hello,
             "state": lambda _request: {"state": self.rec.state, "incomplete": incomplete(self.rec, self.config)},
-            "ping": lambda _request: {"now": time.time()},
+            "ping": lambda _request: {"now": time.time(), "pages": self.pages_so_far()},
             "pages": self.on_pages,
             "pages_ready": self.on_pages_ready,
             "pages_done": self.on_pages_done,

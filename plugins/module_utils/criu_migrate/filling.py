@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any
 
@@ -56,11 +56,15 @@ def wanted_soon(found: Iterable[tuple[int, Range]]) -> list[tuple[int, int, int]
 
 
 class Filling:
-    """Of one restored tree on the destination. `remote`: pages come from the source's guard, else from the images."""
+    """Of one restored tree on the destination. `remote`: pages come from the source's guard, else from the images.
+    `held`: lazy pages of a process in the images, where the guard knows them without reading."""
 
-    def __init__(self, guard: Guard, remote: bool) -> None:
+    def __init__(
+        self, guard: Guard, remote: bool, held: Callable[[int], list[Range] | None] = lambda _pid: None
+    ) -> None:
         self.guard = guard
         self.remote = remote
+        self.held = held
         self.store: ImageStore | RemoteStore | MixedStore | None = None
         self.fetched: RemoteStore | None = None  # that or the part of it that comes from the source
         self.links: queue.Queue[Secure | None] = queue.Queue()
@@ -77,7 +81,7 @@ class Filling:
         self.stalled: dict[str, Any] | None = None
         self.stalled_at = 0  # pages that had come by then
         self.starting: futures.Future[None] | None = None
-        self.local = ImageStore(guard.images)  # also keeps what the page maps say
+        self.local = ImageStore(guard.images, held)  # also keeps what the page maps say
         self.opening = threading.Lock()
         self.filler: Filler | None = None
         if guard.rec.data.get("filled"):
@@ -117,7 +121,7 @@ class Filling:
         if store is not None:
             store.close()
             self.links.put(None)
-        self.local = ImageStore(self.guard.images)
+        self.local = ImageStore(self.guard.images, self.held)
 
     def begin(self, pids: list[int]) -> None:
         """Start the daemon unless `expect` has; on return it can be connected to. Raises CriuError."""

@@ -20,8 +20,10 @@ def link(probed: float, known: float | None) -> float:
     return probed if _held_up(probed) else max(probed, NEVER if known is None else known)
 
 
-def look_ahead(guard: Guard, peer: str, probed: float) -> None:
+def look_ahead(guard: Guard, peer: str, probed: float, exact: bool = False) -> None:
     """Note in the record what this move needs and what is left; says so where it will be too late.
+
+    `exact`: it was tried out as pages will cross, not by what guards send by themselves.
 
     :raises ValueError: numbers that cannot be
     """
@@ -32,7 +34,7 @@ def look_ahead(guard: Guard, peer: str, probed: float) -> None:
     left = float(asked["left"]) - (time.time() - guard.rec.data["times"]["armed"])
     strategy = Strategy(str(guard.config.get("strategy", "full")), bool(guard.config.get("lazy_restore")))
     encryption = "rsync" if guard.transfer == "rsync" else "tls" if guard.encrypted else "none"
-    pair = Costs(bandwidth=link(probed, costs.speeds().get(peer)))
+    pair = Costs(bandwidth=probed if exact else link(probed, costs.speeds().get(peer)))
     plan = estimate(strategy, Load(memory), pair, encryption, Wish(left=left), prepared=True)
     found: dict[str, Any] = {"left": round(left, 3), "needs": round(plan.seconds, 3), "late": plan.seconds > left}
     if found["late"]:

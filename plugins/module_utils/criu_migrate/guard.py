@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import lazy_file, limits, net, polling, proc, record
-from .cli import Criu, Options
+from .cli import LESS, MOST, Criu, Options
 from .detaching import detach, keep
 from .errors import MigrationError
 from .files import image_sizes
@@ -33,7 +33,9 @@ class Guard:
         self.run_id = str(config["run_id"])
         self.folder = record.run_dir(self.run_id)
         self.limits = limits.merged(config.get("limits") or {})
-        self.criu = Criu(config.get("criu_path") or "", Options.from_dict(config.get("options") or {}))
+        # What is left after rounds lies in ten thousands of pieces; CRIU writes its log while the process stands still
+        level = LESS if config.get("strategy") in ("precopy", "hybrid") else MOST
+        self.criu = Criu(config.get("criu_path") or "", Options.from_dict(config.get("options") or {}), level)
         self.images = str(config["images_dir"])
         self.roots: list[str] = [str(path) for path in config.get("roots") or []]
         self.address = str(config.get("service_address") or "")

@@ -30,7 +30,7 @@ class Channel(Protocol):
     def drop_page_channel(self) -> None: ...
     def pages_taken(self) -> dict[str, Any]: ...
     def cause_of(self, error: MigrationError, request: str) -> MigrationError: ...
-    def ping(self) -> None: ...
+    def ping(self) -> int: ...
     def measure_bandwidth(self) -> float: ...
 
 
@@ -65,6 +65,7 @@ class Iterating:
         self.end_dump()  # of a guard before this one: CRIU cannot dump what another traces
         tracing.end(self.guard.folder, "pre_dump")
         speed = self.channel.measure_bandwidth()
+        self.guard.say(f"pages cross at {speed / 1e6:.1f} MB/s")
         self.known = costs.recall(self.peer, self.guard.lazy, self.whole)._replace(bandwidth=speed)
         for attempt in range(TRIES):
             self.rounds.clear()
@@ -132,6 +133,8 @@ class Iterating:
             round_ = min(self.whole / self.known.bandwidth, LONGEST / max(iteration.PROBES))
             windows = [part * round_ for part in iteration.PROBES]
             self.probes = [iteration.Sample(*found) for found in dirty.watch(self.pid, windows)]
+            told = ", ".join(f"{one.dirtied / 1e6:.1f} MB in {one.seconds:.2f} s" for one in self.probes)
+            self.guard.say(f"it has written to {told}")
 
     def insist_alive(self) -> None:
         """Another process may have its PID by now."""
@@ -178,15 +181,10 @@ class Iterating:
             self.guard.say(f"{count} pages may have moved: they are sent again")
 
     def finish(self, job: Job) -> None:
-        limit = time.monotonic() + self.guard.limits["dump"]
-        result = None
-        while result is None and time.monotonic() < limit:
-            result = job.wait(min(TOUCH, max(0.0, limit - time.monotonic())))
-            if result is None:
-                self.channel.ping()
+        limit = self.guard.limits["dump"]
+        result = job.wait_on(self.channel.ping, limit, TOUCH)
         if result is None:
-            limit_of = f"{self.guard.limits['dump']:g} s"
-            raise MigrationError(f"criu pre-dump did not end within {limit_of}.", "Raise limits.dump.")
+            raise MigrationError(f"criu pre-dump has brought nothing for {limit:g} s.", "Raise limits.dump.")
         if result.rc:
             raise self.channel.cause_of(failed(JOB, result), "pages_done")
 

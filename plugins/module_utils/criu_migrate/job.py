@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import polling, proc
@@ -99,6 +99,18 @@ class Job:
             self._child.wait()
         # No code on disk and no process: both the shell and criu were killed.
         return self.result(-signal.SIGKILL if rc is None else rc)
+
+    def wait_on(self, progress: Callable[[], int], limit: float, look: float) -> Result | None:
+        """Wait until it has ended; None where `progress`, looked at every `look` seconds, has not grown for `limit`."""
+        came, since = 0, time.monotonic()
+        while True:
+            left = since + limit - time.monotonic()
+            result = self.wait(max(0.0, min(look, left)))
+            if result is not None or left <= 0:
+                return result
+            now = progress()
+            if now > came:
+                came, since = now, time.monotonic()
 
     def result(self, rc: int) -> Result:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import stats
@@ -55,16 +55,17 @@ def prepare() -> None:
         from pycriu.images import mm_pb2, pagemap_pb2  # type: ignore[import-not-found]  # noqa: F401
 
 
-def ranges(images: str, pid: int) -> list[Range]:
+def ranges(images: str, pid: int, known: Iterable[Range] | None = None) -> list[Range]:
     """Lazy pages of a process in order of address, cut at the borders of its memory areas.
 
-    UFFDIO_COPY fills no two areas at once. FileNotFoundError when there is no such image, MigrationError when it
+    UFFDIO_COPY fills no two areas at once. known: what the page maps say, for who knows it: reading them takes time in
+    which the process stands still. FileNotFoundError when there is no such image, MigrationError when it
     cannot be read.
     """
     areas = _areas(os.path.join(images, f"mm-{pid}.img"))
     found: list[Range] = []
     at = 0  # areas before this one end too early for all that is to come
-    for whole in _lazy(images, pid):
+    for whole in _lazy(images, pid) if known is None else known:
         start = whole.start
         while start < whole.end:
             while at < len(areas) and areas[at].end <= start:

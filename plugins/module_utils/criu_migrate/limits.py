@@ -8,7 +8,7 @@ DEFAULTS: dict[str, float] = {
     "connect": 15.0,  # one dial of the other guard
     "reserve": 5.0,  # fetching memory on the destination before the freeze; then with what there is
     "freeze": 10.0,  # SIGSTOP sent until every thread is stopped
-    "dump": 300.0,  # criu dump, pages on their way included
+    "dump": 300.0,  # without a page of it that has come
     "transfer": 600.0,  # rsync or the stream of small images
     "restore": 300.0,  # criu restore
     "link": 60.0,  # without a word from the other guard before the source undoes

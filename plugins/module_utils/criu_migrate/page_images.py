@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import mmap
 import os
 import socket
@@ -35,6 +36,7 @@ HERE = lazymap.HERE
 _NAMES = {1: "pagemap-{}.img", 2: "pagemap-shmem-{}.img"}  # lower byte of what they belong to; the rest is its number
 _FIRST = 0x10001  # number of the first pages-N.img: `criu dump` counts its own from 1 on
 _MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # criu/include/magic.h: an image; a page map
+_LENGTHS = [struct.pack("<I", size) for size in range(64)]  # of messages
 _SET_PIPE_SIZE = 1031  # linux/fcntl.h; in Python's module only from 3.10 on
 _PIPE = 1 << 20
 _CLOSED = "The source closed the link for pages."
@@ -70,12 +72,17 @@ class PageImages:
             raise MigrationError(f"criu sent pages of an unknown kind: {owner:#x}.", "Use CRIU 4.2 on both nodes.")
         name = _NAMES[owner & 0xFF].format(owner >> 8)
         self._map = open(os.path.join(self._folder, name), "wb")  # noqa: SIM115  closed with its pages
-        self._map.write(_MAGIC + _message((1, self._next)))
+        self._map.write(_MAGIC + _head(self._next))
         self._path, self._size = os.path.join(self._folder, f"pages-{self._next}.img"), 0
         self.pages = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._owner, self.held[owner] = owner, []
         self._next += 1
         return name
+
+    @property
+    def follows(self) -> bool:
+        """There is an earlier dump that this one leaves out what has not changed since."""
+        return self._parent is not None
 
     def inherits(self, owner: int) -> bool:
         """An earlier dump has pages of this process, or of this shared memory."""
@@ -113,8 +120,7 @@ class PageImages:
 
     def _write(self, vaddr: int, pages: int, flags: int) -> None:
         if self._map is not None:
-            # images/pagemap.proto: vaddr, compat_nr_pages, flags, nr_pages
-            self._map.write(_message((1, vaddr), (2, 0), (4, flags), (5, pages)))
+            self._map.write(_entry(vaddr, flags, pages))
 
     def _inherit(self, start: int, end: int) -> None:
         """Unchanged since the parent, where all of it has to be."""
@@ -148,10 +154,10 @@ class PageImages:
 
     def page_map(self, owner: int) -> bytes:
         """A page map of all that is there, wherever it lies, as if this dump had sent it all."""
-        parts = [_message((1, _FIRST))]
+        parts = [_head(_FIRST)]
         for item in self.held[owner]:
             pages = (item.end - item.start) // PAGE
-            parts.append(_message((1, item.start), (2, 0), (4, PRESENT | item.flags), (5, pages)))
+            parts.append(_entry(item.start, PRESENT | item.flags, pages))
         return _MAGIC + b"".join(parts)
 
     def maps(self) -> dict[str, int]:
@@ -171,7 +177,7 @@ def lie_late(folder: str, parent: PageImages, tight: Callable[[int], bool] = lam
         if not os.path.exists(path):
             continue
         number, entries = lazymap.page_map(path)
-        parts = [_MAGIC, _message((1, number))]
+        parts = [_MAGIC, _head(number)]
         for entry in entries:
             parts += _rewritten(entry, parent.held[owner])
         # In one step: a guard that is killed meanwhile leaves a map that is whole.
@@ -192,20 +198,41 @@ def _inherited(flags: int) -> int:
 
 def _rewritten(entry: lazymap.Entry, held: list[Held]) -> Iterator[bytes]:
     if not entry.flags & IN_PARENT:
-        yield _message((1, entry.vaddr), (2, 0), (4, entry.flags), (5, entry.pages))
+        yield _entry(entry.vaddr, entry.flags, entry.pages)
         return
     for item in all_within(held, entry.vaddr, entry.vaddr + entry.pages * PAGE):
-        yield _message((1, item.start), (2, 0), (4, _inherited(item.flags)), (5, (item.end - item.start) // PAGE))
+        yield _entry(item.start, _inherited(item.flags), (item.end - item.start) // PAGE)
 
 
-def _message(*fields: tuple[int, int]) -> bytes:
-    """A protobuf message of whole numbers, each with the number of its field, behind its length as criu writes it."""
-    body = bytearray()
-    for number, value in fields:
-        for left in (number << 3, value):
-            body += bytes(left >> shift & 0x7F | 0x80 for shift in range(0, left.bit_length() - 7, 7))
-            body.append(left >> max(0, (left.bit_length() - 1) // 7 * 7))
-    return struct.pack("<I", len(body)) + bytes(body)
+def _head(number: int) -> bytes:
+    """The first message of a page map: which pages-N.img is its own (images/pagemap.proto: pages_id)."""
+    return _sized(b"\x08" + _varint(number))
+
+
+def _entry(vaddr: int, flags: int, pages: int) -> bytes:
+    """Another one (vaddr, compat_nr_pages, flags, nr_pages). A dump of scattered pages has ten thousands of them, and
+    the process stands still meanwhile."""
+    return _sized(b"\x08" + _varint(vaddr) + _kind(flags, pages))
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind(flags: int, pages: int) -> bytes:
+    return b"\x10\x00\x20" + _varint(flags) + b"\x28" + _varint(pages)
+
+
+def _varint(value: int) -> bytes:
+    """A whole number as protobuf has it."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _sized(body: bytes) -> bytes:
+    """Behind its length, as criu writes messages."""
+    return _LENGTHS[len(body)] + body
 
 
 @contextlib.contextmanager
@@ -287,7 +314,9 @@ def receive(link: Secure, images: PageImages, say: Callable[[str], None]) -> Non
     LinkLost when the link breaks before that; OSError when a file cannot be written; MigrationError for what is no
     word of criu's.
     """
-    stream = _Spliced(link) if isinstance(link, Plain) and hasattr(os, "splice") else _Stream(link)
+    # Scattered pages, which are what a dump on another brings, cost less by reading than by a call for each piece.
+    splices = hasattr(os, "splice") and not images.follows
+    stream = _Spliced(link) if splices and isinstance(link, Plain) else _Stream(link)
     while True:
         command, pages, vaddr, owner = _HEADER.unpack(stream.header())
         kind, flags = command & 0xFFFF, command >> 16

@@ -15,8 +15,9 @@ from typing import Any
 from . import net, wire
 from .errors import MigrationError
 from .held import tight
+from .lazymap import Range
 from .listening import Answer, ListeningGuard
-from .page_images import PageImages, Receiver, lie_late
+from .page_images import LAZY, PageImages, Receiver, lie_late
 from .record import Record
 from .reserve import available
 from .secure import Secure
@@ -83,6 +84,13 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
         if self.complete is None:
             raise MigrationError("The destination has no pre-dump.", "The source begins anew.")
         return self.complete[1]
+
+    def lazily_held(self, pid: int) -> list[Range] | None:
+        """Pages of a process that may come late, where this guard has taken the whole dump in itself."""
+        if self.complete is None or self.complete[0] or self.postcopy:
+            return None
+        held = self.complete[1].held.get(pid << 8 | 1)
+        return None if held is None else [item.range() for item in held if item.flags & LAZY]
 
     def mark_late(self) -> None:
         """The small images of a dump have come: those of its pages that are here already may come late as well."""
@@ -151,6 +159,11 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
                 raise MigrationError("No pages were expected on the destination.", "Run the migration again.")
             self.receiver = Receiver(link, self.incoming[1], self.log_path("criu-page-server.log"))
             self.receiving.notify_all()
+
+    def pages_so_far(self) -> int:
+        """Of the dump that comes."""
+        incoming = self.incoming
+        return 0 if incoming is None else incoming[1].count
 
     def stop_receiving(self) -> None:
         receiver, self.receiver = self.receiver, None

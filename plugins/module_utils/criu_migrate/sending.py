@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from . import relay, sync, wire
+from . import probing, relay, sync, wire
 from .calling import Answer, CallingGuard
 from .cli import UNKNOWN, Result, remedy, tail
 from .errors import LinkLost, MigrationError
@@ -18,6 +18,8 @@ from .files import image_frames, mapped_files
 from .record import Record
 from .secure import Secure
 from .serving import Serving
+
+LOOK = 10.0  # seconds between two looks how far a dump is: none at all while a usual one keeps the process waiting
 
 
 class SendingGuard(CallingGuard):
@@ -88,6 +90,24 @@ class SendingGuard(CallingGuard):
             self.page_channel.close()
             self.page_channel = None
 
+    def tries_pages(self) -> bool:
+        """Memory goes, or begins to go, to a page server on the destination; else over the guards' own link."""
+        return self.precopy or self.takes_pages()
+
+    def measure_bandwidth(self) -> float:
+        """Bytes/s with which memory will cross. Nothing was stopped, and what was sent is forgotten with the first
+        dump."""
+        if self.tries_pages():
+            try:
+                self.open_transfer(probing.NAME)
+                if self.page_channel is not None:
+                    return probing.speed(self.page_channel, self.limits["connect"])
+            except MigrationError as error:  # a dump that is no dump; the link will show what it can
+                self.say(error.text())
+            finally:
+                self.drop_page_channel()
+        return super().measure_bandwidth()
+
     def takes_pages(self) -> bool:
         """The dump's pages go to a page server on the destination."""
         return self.transfer == "page_server" and not self.postcopy
@@ -123,9 +143,16 @@ class SendingGuard(CallingGuard):
         result: dict[str, Any] = self.ask({"op": "pages_done"}, self.limits["dump"])["result"]
         return result
 
-    def ping(self) -> None:
-        """A sign of life for a destination that would give up."""
-        self.ask({"op": "ping"}, self.limits["connect"])
+    def ping(self) -> int:
+        """A sign of life for a destination that would give up; how many pages of a dump on its way have come there."""
+        return int(self.ask({"op": "ping"}, self.limits["connect"]).get("pages") or 0)
+
+    def pages_there(self) -> int:
+        """The same of a dump that waits for a link that is cut: nothing is known then."""
+        try:
+            return int(self.ask({"op": "ping"}, LOOK, 0.0).get("pages") or 0)
+        except LinkLost:
+            return 0
 
     def rsync(self) -> dict[str, Any]:
         """All image directories, as the seed framework's transfer does, through the guards' TLS."""

@@ -15,7 +15,7 @@ from .errors import LinkLost, MigrationError, Refused
 from .files import image_bytes, link_remaps
 from .iterating import Iterating
 from .record import Record
-from .sending import SendingGuard
+from .sending import LOOK, SendingGuard
 
 STACK_TRIES = 5  # freezes until no stack pointer lies on the border of a page, which is one of 512 for a thread
 BEFORE_COMMIT = ("armed", "iterating", "freezing", "frozen", "dumped", "detached", "restored")
@@ -120,7 +120,7 @@ class SourceGuard(SendingGuard):
         if not self.config.get("forecast"):
             return
         try:
-            forecast.look_ahead(self, self.iterating.peer, self.measure_bandwidth())
+            forecast.look_ahead(self, self.iterating.peer, self.measure_bandwidth(), self.tries_pages())
         except Exception as error:  # as above
             self.say(f"whether the deadline will be met is not known: {error!r}")
 
@@ -193,10 +193,11 @@ class SourceGuard(SendingGuard):
                 sockets.uncork(self.page_channel, job.shell.alive)
                 self.page_channel.close()  # criu has it; with ours open the page server would never see the end
                 self.page_channel = None
-        result = job.wait(self.limits["dump"])
+        # Over a slow link it takes as long as it takes; one that brings nothing any more has an end.
+        result = job.wait_on(self.pages_there, self.limits["dump"], LOOK)
         if result is None:
             job.kill()
-            raise MigrationError(f"criu dump did not end within {self.limits['dump']:g} s.", "Raise limits.dump.")
+            raise MigrationError(f"criu dump has brought nothing for {self.limits['dump']:g} s.", "Raise limits.dump.")
         if result.rc:
             error = failed("dump", result)
             raise self.cause_of(error, "pages_done") if self.takes_pages() else error

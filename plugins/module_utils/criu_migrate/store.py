@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from . import lazymap
@@ -42,8 +43,11 @@ class ImageStore:
 
     arrivals = -1
 
-    def __init__(self, images: str) -> None:
-        self._images = images
+    def __init__(
+        self, images: str, known: Callable[[int], list[lazymap.Range] | None] = lambda _pid: None
+    ) -> None:
+        """`known`: lazy pages of a process, where that is known without its images."""
+        self._images, self._known = images, known
         self._ranges: dict[int, list[lazymap.Range]] = {}
         self._starts: dict[int, list[int]] = {}
         self._files: dict[str, int] = {}
@@ -51,7 +55,7 @@ class ImageStore:
     def ranges(self, pid: int) -> list[lazymap.Range]:
         """Lazy pages of a process, read from its images once. Errors as of lazymap.ranges."""
         if pid not in self._ranges:
-            found = lazymap.ranges(self._images, pid)
+            found = lazymap.ranges(self._images, pid, self._known(pid))
             self._starts[pid] = [item.start for item in found]
             self._ranges[pid] = found
         return self._ranges[pid]
