@@ -242,6 +242,15 @@ def test_the_sources_guard_of_one_is_killed(
     group.check("destination", *SIZES)
 
 
+def only_hit_stays(play: Play, group: Group) -> None:
+    """Its destination was not heard of in time; the others were saved."""
+    told = told_by(play, 2)
+    saved(told, *OTHERS)
+    stayed(told, "hit", why="No word from the destination's guard")
+    group.check("destination", *OTHERS)
+    group.check("source", "hit")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("state", ["restoring", "restored", "running"])
 def test_the_destinations_guard_of_one_is_killed(lab: Lab, standing: Standing, plays: Plays, state: str) -> None:
@@ -264,11 +273,7 @@ def test_the_destinations_guard_of_one_stays_dead(lab: Lab, standing: Standing, 
     hit = group.made["hit"]
     hit.await_paused("destination", "restored")
     hit.kill_guard("destination", keeper=True)
-    told = told_by(play, 2)
-    saved(told, *OTHERS)
-    stayed(told, "hit", why="No word from the destination's guard")
-    group.check("destination", *OTHERS)
-    group.check("source", "hit")
+    only_hit_stays(play, group)
 
 
 # --- the link --------------------------------------------------------------------------------------------------------
@@ -300,11 +305,7 @@ def test_a_cut_past_the_limit_is_undone(lab: Lab, standing: Standing, plays: Pla
     with cut(lab.destination):
         hit.go("destination", "restored")
         hit.await_state("source", "undone")
-    told = told_by(play, 2)
-    saved(told, *OTHERS)
-    stayed(told, "hit", why="No word from the destination's guard")
-    group.check("destination", *OTHERS)
-    group.check("source", "hit")
+    only_hit_stays(play, group)
 
 
 # --- between the look and the notice ---------------------------------------------------------------------------------

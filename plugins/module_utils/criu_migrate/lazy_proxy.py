@@ -14,11 +14,10 @@ from typing import Optional, Protocol
 
 from .errors import MigrationError
 from .lazy_source import PAGE
+from .page_images import ADD, CLOSES, HEADER, PRESENT
 
-_HEADER = struct.Struct("<I4xQQQ")  # command, pages, address, PID
 _GET = 7
-_ANSWER = 6 | 4 << 16  # ADD_F, PE_PRESENT
-_CLOSES = (0x1023, 0x1024)  # the second is the one sent with --ps-socket
+_ANSWER = ADD | PRESENT << 16
 _Request = Optional[tuple[int, int, int, int]]
 
 
@@ -45,13 +44,13 @@ def serve(sock: socket.socket, store: Pages) -> bool:
             if request is None:
                 return False
             command, pages, vaddr, pid = request
-            if command in _CLOSES:
+            if command in CLOSES:
                 _send(sock, struct.pack("<i", 0))
                 return True
             if command != _GET:
                 raise MigrationError(f"criu lazy-pages sent command {command:#x}.", "Use CRIU 4.2 on both nodes.")
             fd, place, count = _find(store, pid, vaddr, pages)
-            header = _HEADER.pack(_ANSWER, count, vaddr, pid)
+            header = HEADER.pack(_ANSWER, count, vaddr, pid)
             if not (_send(sock, header) and _send_file(sock, fd, place, count * PAGE)):
                 return False
     finally:
@@ -79,8 +78,8 @@ def _take(sock: socket.socket, store: Pages, requests: queue.SimpleQueue[_Reques
             if not data:
                 break
             held += data
-            whole = len(held) - len(held) % _HEADER.size
-            for request in _HEADER.iter_unpack(held[:whole]):
+            whole = len(held) - len(held) % HEADER.size
+            for request in HEADER.iter_unpack(held[:whole]):
                 command, pages, vaddr, pid = request
                 if command == _GET:
                     try:

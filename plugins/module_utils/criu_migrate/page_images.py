@@ -26,9 +26,9 @@ from .held import Held, all_within, give_back, within
 from .secure import PIECE, Plain, Secure
 
 PAGE = mmap.PAGESIZE
-_HEADER = struct.Struct("<I4xQQQ")  # command, with flags in the upper half; pages, address, what they belong to
-_OPEN, _PARENT, _ADD = 4, 5, 6
-_CLOSES = (0x1023, 0x1024)  # the second is the one sent with --ps-socket
+HEADER = struct.Struct("<I4xQQQ")  # command, with flags in the upper half; pages, address, what they belong to
+OPEN, PARENT, ADD = 4, 5, 6
+CLOSES = (0x1023, 0x1024)  # the second is the one sent with --ps-socket
 IN_PARENT, LAZY, PRESENT = 1, 2, 4  # criu/include/pagemap.h: in an earlier dump; may come late; the pages follow
 # Ours: may come late, and an earlier dump has it. CRIU sees PE_LAZY alone and asks its page server, which is the guard;
 # with PE_PARENT beside it its daemon would read the page and then forget whom it was for (criu/uffd.c at v4.2).
@@ -261,9 +261,9 @@ class _Stream:
 
     def header(self) -> bytes:
         found = b""
-        while len(found) < _HEADER.size:
+        while len(found) < HEADER.size:
             self._fill()
-            part = self._rest[: _HEADER.size - len(found)]
+            part = self._rest[: HEADER.size - len(found)]
             found += bytes(part)
             self._rest = self._rest[len(part) :]
         return found
@@ -288,8 +288,8 @@ class _Spliced(_Stream):
 
     def header(self) -> bytes:
         with _talking():
-            found = self.link.sock.recv(_HEADER.size, socket.MSG_WAITALL)
-        if len(found) < _HEADER.size:
+            found = self.link.sock.recv(HEADER.size, socket.MSG_WAITALL)
+        if len(found) < HEADER.size:
             raise LinkLost(_CLOSED)
         return found
 
@@ -318,18 +318,18 @@ def receive(link: Secure, images: PageImages, say: Callable[[str], None]) -> Non
     splices = hasattr(os, "splice") and not images.follows
     stream = _Spliced(link) if splices and isinstance(link, Plain) else _Stream(link)
     while True:
-        command, pages, vaddr, owner = _HEADER.unpack(stream.header())
+        command, pages, vaddr, owner = HEADER.unpack(stream.header())
         kind, flags = command & 0xFFFF, command >> 16
-        if command in _CLOSES:
+        if command in CLOSES:
             images.close()
             _say_back(link, struct.pack("<i", 0))
             return
-        if kind == _OPEN:
+        if kind == OPEN:
             say(f"{images.open(owner)} begins")
             _say_back(link, b"\1" if images.inherits(owner) else b"\0")
-        elif kind == _PARENT:
+        elif kind == PARENT:
             _say_back(link, struct.pack("<i", images.inherits(owner)))
-        elif kind == _ADD:
+        elif kind == ADD:
             images.add(vaddr, pages, flags)
             if flags & PRESENT:
                 stream.into(images.pages, pages * PAGE)

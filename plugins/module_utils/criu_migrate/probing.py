@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
 
 from .errors import LinkLost
-from .page_images import PAGE, PRESENT
+from .page_images import ADD, CLOSES, HEADER, OPEN, PAGE, PRESENT
 
 NAME = "probe"  # of the dump that is none: the first real one begins anew
 SIZES = (1 << 20, 1 << 23, 1 << 25)  # bytes
 ENOUGH = 0.1  # seconds that tell how fast it is
 COLD = 1.0  # the same for the first ones, which warm up all that they go through
-_HEADER = struct.Struct("<I4xQQQ")  # criu/page-xfer.c at v4.2: command, pages, address, whose
-_OPEN, _ADD, _CLOSE = 4, 6, 0x1024
 _PIECE = bytes(1 << 18)
 
 
@@ -32,14 +29,14 @@ def speed(channel: socket.socket, limit: float) -> float:
         answer = _opened(channel, 0)
         for number, size in enumerate(SIZES, 1):
             began = time.monotonic()
-            channel.sendall(_HEADER.pack(_ADD | PRESENT << 16, size // PAGE, 0, _owner(number - 1)))
+            channel.sendall(HEADER.pack(ADD | PRESENT << 16, size // PAGE, 0, _owner(number - 1)))
             for _piece in range(size // len(_PIECE)):
                 channel.sendall(_PIECE)
             seconds = _opened(channel, number, began)  # answered when all that was sent before has been taken in
             found = size / max(seconds - answer, 1e-6)
             if seconds > answer + (ENOUGH if number > 1 else COLD):
                 break
-        channel.sendall(_HEADER.pack(_CLOSE, 0, 0, 0))
+        channel.sendall(HEADER.pack(CLOSES[-1], 0, 0, 0))
         _hear(channel, 4)
     except OSError as error:
         raise LinkLost(f"Pages could not be tried out: {error}") from error
@@ -53,7 +50,7 @@ def _owner(number: int) -> int:
 def _opened(channel: socket.socket, number: int, began: float | None = None) -> float:
     """Seconds until the pages of another process are expected."""
     began = time.monotonic() if began is None else began
-    channel.sendall(_HEADER.pack(_OPEN, 0, 0, _owner(number)))
+    channel.sendall(HEADER.pack(OPEN, 0, 0, _owner(number)))
     _hear(channel, 1)
     return time.monotonic() - began
 

@@ -143,14 +143,14 @@ class SendingGuard(CallingGuard):
         result: dict[str, Any] = self.ask({"op": "pages_done"}, self.limits["dump"])["result"]
         return result
 
-    def ping(self) -> int:
+    def ping(self, limit: float | None = None, patience: float | None = None) -> int:
         """A sign of life for a destination that would give up; how many pages of a dump on its way have come there."""
-        return int(self.ask({"op": "ping"}, self.limits["connect"]).get("pages") or 0)
+        return int(self.ask({"op": "ping"}, limit or self.limits["connect"], patience).get("pages") or 0)
 
     def pages_there(self) -> int:
         """The same of a dump that waits for a link that is cut: nothing is known then."""
         try:
-            return int(self.ask({"op": "ping"}, LOOK, 0.0).get("pages") or 0)
+            return self.ping(LOOK, 0.0)
         except LinkLost:
             return 0
 
