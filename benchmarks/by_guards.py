@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import metrics
 from tests.lab.harness import nodes
 from tests.lab.harness.guarded import Guarded
 from tests.lab.harness.machine import MachineLab
@@ -61,5 +62,6 @@ def _moved(source: dict[str, Any], destination: dict[str, Any], log: str) -> Mov
     times, there = source["times"], destination["times"]
     frozen = there["resumed"] - source["clock"]["offset"] - times["stopping"]
     details = {name: source.get(name) for name in ("pre_dumps", "stop_reason", "predicted")}
+    details["prediction"] = metrics.prediction(source, {"frozen": frozen}, "migrated")
     more = {"frozen": frozen, "strategy": source.get("strategy"), "marks": {**times, **there}, "log": log}
     return Move(times["armed"], times["done"], {**details, **more})

@@ -44,9 +44,17 @@ def ratios(runs: Sequence[dict[str, Any]], variant: str, other: str, measure: st
     return [pair[variant] / pair[other] for pair in by_pair.values() if variant in pair and other in pair]
 
 
+def foretold(runs: Sequence[dict[str, Any]]) -> list[float]:
+    """Return by how much of the downtime its prediction has missed it, in good runs that were predicted."""
+    seen = [((run.get("details") or {}).get("prediction") or {}).get("error") for run in runs if good(run)]
+    return [abs(error) for error in seen if error is not None]
+
+
 def summarise(runs: Sequence[dict[str, Any]], variants: Sequence[str]) -> dict[str, Any]:
-    """Return {seconds: {variant: {measure: spread}}, ratios: {...}, failed: count} of all runs."""
+    """Return {seconds: {variant: {measure: spread}}, ratios: {...}, foretold: spread, failed: count} of all runs."""
     summary: dict[str, Any] = {"seconds": {}, "ratios": {}, "failed": sum(not good(run) for run in runs)}
+    missed = foretold(runs)
+    summary["foretold"] = spread(missed) if missed else {}
     for measure in MEASURES:
         for variant in variants:
             values = [run[measure] for run in runs if run["variant"] == variant and good(run)]
@@ -75,6 +83,9 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += ["", f"| ratio in a pair | {head}"]
     for name, measures in summary["ratios"].items():
         lines += [_row(name, measure, values, 2) for measure, values in measures.items()]
+    if summary["foretold"]:
+        lines += ["", f"| predicted downtime missed what it was | {head}"]
+        lines.append(_row("by this part of it", "heartbeat", summary["foretold"], 2))
     return "\n".join(lines) + "\n"
 
 

@@ -48,8 +48,18 @@ def test_ratios_are_taken_within_pairs_and_from_good_runs_only() -> None:
 
 def test_a_summary_of_failures_only_is_empty_but_whole() -> None:
     summary = report.summarise([{"pair": 0, "variant": "full", "error": "no"}], ["full", "plain"])
-    assert summary == {"seconds": {}, "ratios": {}, "failed": 1}
+    assert summary == {"seconds": {}, "ratios": {}, "foretold": {}, "failed": 1}
     assert "downtime" in report.markdown(summary)
+
+
+def test_predictions_are_held_against_what_came() -> None:
+    errors = [0.5, -0.1, None, -0.3, 9.0]
+    runs = [run(pair, "precopy", 1.0, details={"prediction": {"error": error}}) for pair, error in enumerate(errors)]
+    runs[-1]["verified"] = False
+    runs.append(run(9, "full", 1.0))
+    summary = report.summarise(runs, ["precopy", "full"])
+    assert report.foretold(runs) == [0.5, 0.1, 0.3]
+    assert "| by this part of it | heartbeat | 0.30 | 0.20 | 0.40 | 0.10 | 0.50 | 3 |" in report.markdown(summary)
 
 
 def test_figures_are_written_in_three_forms(tmp_path: Path) -> None:
