@@ -7,13 +7,15 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import fill, filling, replay
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import fill, filling, replay, store
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.guard import Guard
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazymap import Range
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Plain
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.uffd import PAGE
 from tests.unit.holders import KEY, Images, Node, begin, leave, standing
@@ -170,3 +172,48 @@ def test_a_new_connection_ends_the_one_that_says_nothing(node: Node) -> None:
     assert not thread.is_alive() and said == ["attached", "attached"]
     silent.close()
     busy.close()
+
+
+def test_areas_are_looked_up_when_the_daemon_is_ready(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the images that it was started for, whatever has come of them; what is wrong with them is met again."""
+    made = filling.Filling(cast(Guard, node), remote=False)
+    looked: list[int] = []
+
+    def ranges(pid: int) -> list[Range]:
+        assert started.done()
+        looked.append(pid)
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+    def start(_pids: list[int]) -> None:
+        made.local = store.ImageStore("/none")  # as forget() does
+
+    monkeypatch.setattr(made.local, "ranges", ranges)
+    monkeypatch.setattr(made, "start", start)
+    started: futures.Future[None] = futures.Future()
+    made.start_for(started, [5, 6])
+    assert started.result(0) is None and looked == [5]
+
+
+def test_no_areas_are_looked_up_for_a_daemon_that_did_not_start(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = filling.Filling(cast(Guard, node), remote=False)
+
+    def start(_pids: list[int]) -> None:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(made.local, "ranges", lambda _pid: pytest.fail("looked up"))
+    monkeypatch.setattr(made, "start", start)
+    started: futures.Future[None] = futures.Future()
+    made.start_for(started, [5])
+    with pytest.raises(OSError, match="no memory"):
+        started.result(0)
+
+
+def test_small_areas_are_wanted_soon_up_to_a_limit() -> None:
+    """The smallest first; what belongs to a large one, or to none that is known, is not among them."""
+    sizes = {0x1000: filling._SMALL, 0x2000: PAGE, 0x3000: filling._SMALL + PAGE, 0x4000: filling._SMALL // 2}
+    found = [(7, Range(start << 16, (start << 16) + size, area=(0, size))) for start, size in sizes.items()]
+    found.append((7, Range(0, PAGE)))
+    small = [(7, start << 16, (start << 16) + sizes[start]) for start in (0x2000, 0x4000)]
+    assert filling.wanted_soon(found) == small, "the third is too much"
+    assert filling.wanted_soon(found[:1]) == [(7, 0x1000 << 16, (0x1000 << 16) + filling._SMALL)]
+    assert filling.wanted_soon(found[2:3]) == []

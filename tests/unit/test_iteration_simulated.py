@@ -80,7 +80,7 @@ def test_predictions_are_close_and_little_is_left_to_gain() -> None:
     assert set(reasons) == {"target", "not_falling", "rounds"}
 
 
-@pytest.mark.parametrize("windows, most", [(PROBES, 0.03), ((0.02, 0.1), 0.12)])
+@pytest.mark.parametrize("windows, most", [(PROBES, 0.01), ((0.02, 0.1), 0.06)])
 def test_probes_find_all_programs_that_no_round_helps(windows: tuple[float, float], most: float) -> None:
     dice = random.Random(2)  # noqa: S311
     useful, useless = Counter[str | None](), Counter[str | None]()

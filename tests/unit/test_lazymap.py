@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazymap, stats, store
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import MigrationError
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.held import Held
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.lazymap import Range
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.uffd import PAGE
+from tests.unit.waiting import wait_for
 
 BASE = 0x7F0000000000
 
@@ -140,3 +143,52 @@ def test_images_that_are_cut_off(images: Path) -> None:
     with pytest.raises(OSError, match="cut off"):
         pages.read(5, at(13), 1)
     pages.close()
+
+
+def test_what_is_known_is_given_out_without_a_look_at_the_images(tmp_path: Path) -> None:
+    """While criu restores, which is when its daemon asks; the areas are needed for the fill only."""
+    (tmp_path / "pages-1.img").write_bytes(b"".join(bytes([number]) * PAGE for number in range(8)))
+    path = str(tmp_path / "pages-1.img")
+    known = [Held(at(2), at(4), 2, path, PAGE), Held(at(4), at(5), 2, path, 6 * PAGE), Held(at(8), at(9), 2, path, 0)]
+    asked: list[int] = []
+
+    def pieces(pid: int) -> list[Held]:
+        asked.append(pid)
+        return known
+
+    pages = store.ImageStore(str(tmp_path), pieces)
+    assert pages.read(5, at(3), 9) == bytes([2]) * PAGE, "what is behind lies elsewhere in the file"
+    assert pages.read(5, at(4), 9) == bytes([6]) * PAGE and pages.read(5, at(8), 1) == bytes(PAGE)
+    assert pages.locate(5, at(2), 9)[1:] == (PAGE, 2) and pages.locate(5, at(3), 9)[1:] == (2 * PAGE, 1)
+    for page in (0, 1, 5, 7, 9):
+        with pytest.raises(KeyError, match="no lazy page"):
+            pages.holds(5, at(page))
+    assert asked == [5], "once"
+    with pytest.raises(FileNotFoundError):
+        pages.ranges(5)
+    pages.close()
+
+
+def test_two_who_ask_for_ranges_at_once_have_them_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one takes as long as the rest of it, not as long as all of it."""
+    begun, on = threading.Event(), threading.Event()
+    reads: list[int] = []
+
+    def slow(_images: str, pid: int, _known: object) -> list[Range]:
+        reads.append(pid)
+        begun.set()
+        assert on.wait(10)
+        return [Range(at(2), at(4))]
+
+    monkeypatch.setattr(lazymap, "ranges", slow)
+    pages = store.ImageStore(str(tmp_path))
+    found: list[list[Range]] = []
+    threads = [threading.Thread(target=lambda: found.append(pages.ranges(5))) for _number in range(2)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    wait_for(lambda: len(reads) == 2 or pages._reading.locked())
+    on.set()
+    for thread in threads:
+        thread.join(10)
+    assert reads == [5] and found[0] is found[1]

@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazymap, sockets, stats
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate import lazymap, page_runs, sockets, stats
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors import LinkLost, MigrationError
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.page_images import (
-    HERE,
-    PAGE,
     PageImages,
     Receiver,
     lie_late,
 )
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.page_runs import HERE, PAGE
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Plain, Secure
 from tests.unit.test_secure import contexts, pair
 
@@ -316,7 +315,7 @@ def test_pages_that_did_not_change_are_found_in_earlier_dumps(tmp_path: Path, mo
     assert [found[0].start, found[-1].end] == [0x10000, 0x10000 + 12 * PAGE]  # the last four cannot come late
     assert content == memory[: 12 * PAGE]
     assert made[-1].count == 1
-    known = [item.range() for item in made[-1].held[7 << 8 | 1] if item.flags & LAZY]
+    known = [item for item in made[-1].held(7 << 8 | 1) if item.flags & LAZY]
     (tmp_path / "pre-2" / "pagemap-7.img").unlink()  # who has taken the dump in need not read it again
     assert by_page(lazymap.ranges(str(tmp_path / "pre-2"), 7, known)) == by_page(found)
 
@@ -336,7 +335,7 @@ def pages_there(folder: Path) -> list[int]:
 
 
 def contents(images: PageImages) -> bytes:
-    held = images.held[7 << 8 | 1]
+    held = images.held(7 << 8 | 1)
     return b"".join(Path(item.path).read_bytes()[item.offset :][: item.end - item.start] for item in held)
 
 
@@ -398,9 +397,8 @@ def test_page_maps_of_a_lazy_dump_say_that_what_is_here_may_come_late(
     images = tmp_path / "images"
     source = PageImages(str(tmp_path), last)
     source.open(owner)
-    source._write(0x10000, 5, IN_PARENT)
-    source._write(0x10000 + 5 * PAGE, 1, LAZY)
-    source._write(0x10000 + 6 * PAGE, 10, IN_PARENT)
+    for place, pages, how in ((0, 5, IN_PARENT), (5, 1, LAZY), (6, 10, IN_PARENT)):  # as criu does, in one entry each
+        source._write(page_runs.entry(0x10000 + place * PAGE, how, pages))
     source.close()
     images.mkdir()
     (images / "parent").symlink_to("../pre-2")

@@ -19,6 +19,7 @@ from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.errors i
     MigrationError,
     out_of_space,
 )
+from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.page_images import PageImages
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.secure import Plain
 from ansible_collections.criu.migrate.plugins.module_utils.criu_migrate.source import SourceGuard
 
@@ -346,11 +347,40 @@ def test_lazy_pages_are_known_without_reading_when_the_whole_dump_has_been_taken
     found = far.lazily_held(7)
     assert found is not None and all(item.path for item in found)
     assert sum(item.end - item.start for item in found) == sum(
-        item.end - item.start for item in far.last().held[OWNER] if item.flags & LAZY
+        item.end - item.start for item in far.last().held(OWNER) if item.flags & LAZY
     )
     assert far.lazily_held(8) is None
     far.postcopy = True
     assert far.lazily_held(7) is None, "its page maps come from the source"
+
+
+def test_pages_that_may_not_come_late_are_none_of_them(far: DestinationGuard, tmp_path: Path) -> None:
+    images = PageImages(str(tmp_path))
+    images.open(OWNER)
+    for place, flags in enumerate((PRESENT, PRESENT | LAZY, PRESENT)):
+        images.add(0x10000 + place * PAGE, 1, flags)
+    images.close()
+    far.complete = ("", images)
+    assert [item.start for item in far.lazily_held(7) or []] == [0x10000 + PAGE]
+
+
+def test_what_another_dump_may_be_put_on_is_made_for_it(far: DestinationGuard) -> None:
+    """What has not changed since is taken over many runs at a time; of the last dump nothing is."""
+    made: list[bool] = []
+    for name, parent in (("pre-1", ""), ("pre-2", "pre-1"), ("", "pre-2"), ("", "")):
+        send(far, name, parent)
+        made.append(bool(far.last()._runs[OWNER]._said))
+    assert made == [True, True, False, False]
+
+
+def test_the_images_go_while_a_thread_asks_for_lazy_pages(
+    far: DestinationGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(far, "", "")
+    looks = iter([far.complete])
+    monkeypatch.setattr(DestinationGuard, "complete", property(lambda _guard: next(looks, None)), raising=False)
+    assert far.lazily_held(7)
+    assert far.lazily_held(7) is None
 
 
 def test_the_source_is_told_how_far_a_dump_is(far: DestinationGuard) -> None:

@@ -173,10 +173,7 @@ def _guard_fd(rec: record.Record) -> int | None:
     data = rec.data.get("guard") or {}
     if not data or not proc.Proc(data["pid"], data["start"]).alive():
         return None
-    try:
-        return os.pidfd_open(int(data["pid"]))
-    except ProcessLookupError:
-        return None
+    return proc.pidfd(int(data["pid"]))
 
 
 def watch(

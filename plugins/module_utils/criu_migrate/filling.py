@@ -19,6 +19,7 @@ from .cli import PageServer, failed
 from .errors import LinkLost, MigrationError
 from .fill import Filler
 from .guard import Guard
+from .held import Held
 from .holding import Holding
 from .job import Job
 from .lazy_store import RemoteStore
@@ -47,9 +48,10 @@ def wanted_soon(found: Iterable[tuple[int, Range]]) -> list[tuple[int, int, int]
     libraries' data, small heaps), the smallest first, up to so much that it comes while criu restores."""
     chosen: list[tuple[int, int, int]] = []
     size = 0
-    for area, pid, item in sorted((item.area[1] - item.area[0], pid, item) for pid, item in found if item.area):
+    small = ((item.area[1] - item.area[0], pid, item) for pid, item in found if item.area)
+    for _area, pid, item in sorted(one for one in small if one[0] <= _SMALL):
         size += item.end - item.start
-        if area > _SMALL or size > _SOON:
+        if size > _SOON:
             break
         chosen.append((pid, item.start, item.end))
     return chosen
@@ -60,7 +62,7 @@ class Filling:
     `held`: lazy pages of a process in the images, where the guard knows them without reading."""
 
     def __init__(
-        self, guard: Guard, remote: bool, held: Callable[[int], list[Range] | None] = lambda _pid: None
+        self, guard: Guard, remote: bool, held: Callable[[int], list[Held] | None] = lambda _pid: None
     ) -> None:
         self.guard = guard
         self.remote = remote
@@ -98,11 +100,16 @@ class Filling:
             threading.Thread(target=self.start_for, args=(self.starting, pids), daemon=True).start()
 
     def start_for(self, started: futures.Future[None], pids: list[int]) -> None:
+        local = self.local
         try:
             self.start(pids)
             started.set_result(None)
         except Exception as error:  # raised where it is waited for
             started.set_exception(error)
+            return
+        with contextlib.suppress(OSError, MigrationError):  # met again where it is needed
+            for pid in pids:
+                local.ranges(pid)  # while criu restores
 
     def forget(self) -> None:
         """Not for these images, after all."""

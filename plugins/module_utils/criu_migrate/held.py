@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from .errors import MigrationError
-from .lazymap import Range
 
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -24,10 +23,6 @@ class Held(NamedTuple):
     flags: int
     path: str
     offset: int
-
-    def range(self) -> Range:
-        """The same for who asks for lazy pages."""
-        return Range(self.start, self.end, self.path, self.offset)
 
     def part(self, start: int, end: int) -> Held:
         """What of it lies between these addresses."""

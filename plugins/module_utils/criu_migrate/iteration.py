@@ -119,17 +119,20 @@ def dirtied(seen: Sequence[Sample], seconds: float, whole: float, *, hopeful: bo
     p is the slope between samples on logarithmic axes. One sample alone is taken for writes spread evenly over the
     memory: bytes = whole * (1 - exp(-x)), x proportional to time, whose slope is x / (exp(x) - 1); or for a small
     working set, slope 0, which it does not tell apart: halfway. The middle of the last three samples decides.
-    hopeful: of two the one that dirties less, of one that it was spread evenly, so that a noisy round proves nothing.
+    hopeful: for a shorter time than was seen, of two slopes the one that dirties less, of one sample that it was
+    spread evenly, so that a noisy round proves nothing. A longer time is not made out to be worse by that.
     """
     if not seen:
         return whole
     if seconds <= 0:
         return 0.0
     kept = seen[-KEPT:]
-    slope = (median_high if hopeful else median)([_even(kept[0], whole), *_slopes(kept)])
-    if len(kept) == 1 and not hopeful:
-        slope /= 2
-    guesses = [one.dirtied * math.pow(seconds / one.seconds, slope) for one in kept]
+    slopes = [_even(kept[0], whole), *_slopes(kept)]
+    sober = median(slopes) / (2 if len(kept) == 1 else 1)
+    bright = median_high(slopes) if hopeful else sober
+    guesses = [
+        one.dirtied * math.pow(seconds / one.seconds, bright if seconds < one.seconds else sober) for one in kept
+    ]
     return min(whole, (median_low if hopeful else median)(guesses))
 
 

@@ -80,11 +80,8 @@ class Job:
         """
         rc = self._rc()
         if rc is None:
-            try:
-                fd = os.pidfd_open(self.shell.pid)
-            except ProcessLookupError:
-                fd = -1
-            if fd >= 0:
+            fd = proc.pidfd(self.shell.pid)
+            if fd is not None:
                 try:
                     if self.shell.alive() and fd not in polling.readable([fd, *tries], limit):
                         return None

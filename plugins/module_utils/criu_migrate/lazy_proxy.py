@@ -14,7 +14,8 @@ from typing import Optional, Protocol
 
 from .errors import MigrationError
 from .lazy_source import PAGE
-from .page_images import ADD, CLOSES, HEADER, PRESENT
+from .page_images import CLOSES
+from .page_runs import ADD, HEADER, PRESENT
 
 _GET = 7
 _ANSWER = ADD | PRESENT << 16

@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from . import stats
 from .errors import MigrationError
@@ -44,9 +44,9 @@ class Entry(NamedTuple):
 
 
 class _Area(NamedTuple):
-    start: int
     end: int
     wiped: bool
+    span: tuple[int, int]
 
 
 def prepare() -> None:
@@ -55,7 +55,20 @@ def prepare() -> None:
         from pycriu.images import mm_pb2, pagemap_pb2  # type: ignore[import-not-found]  # noqa: F401
 
 
-def ranges(images: str, pid: int, known: Iterable[Range] | None = None) -> list[Range]:
+class Place(Protocol):
+    """Pages between two addresses, and where they lie: Range and Held are some."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+
+
+def ranges(images: str, pid: int, known: Iterable[Place] | None = None) -> list[Range]:
     """Lazy pages of a process in order of address, cut at the borders of its memory areas.
 
     UFFDIO_COPY fills no two areas at once. known: what the page maps say, for who knows it: reading them takes time in
@@ -72,10 +85,10 @@ def ranges(images: str, pid: int, known: Iterable[Range] | None = None) -> list[
                 at += 1
             if at == len(areas):
                 break  # criu leaves out what lies in no area, too
-            end = min(whole.end, areas[at].end)
-            offset = whole.offset + start - whole.start if whole.path else 0
             area = areas[at]
-            found.append(Range(start, end, whole.path, offset, area.wiped, (area.start, area.end)))
+            end = min(whole.end, area.end)
+            offset = whole.offset + start - whole.start if whole.path else 0
+            found.append(Range(start, end, whole.path, offset, area.wiped, area.span))
             start = end
     return found
 
@@ -165,11 +178,15 @@ def _areas(path: str) -> list[_Area]:
         from pycriu.images import mm_pb2
     except (ImportError, TypeError):
         return [
-            _Area(_number(item["start"]), _number(item["end"]), bool(_number(item.get("madv", 0)) & _WIPEONFORK))
+            _area(_number(item["start"]), _number(item["end"]), _number(item.get("madv", 0)))
             for item in _decoded(path)[0].get("vmas", [])
         ]
     found = mm_pb2.mm_entry.FromString(_messages(path)[0]).vmas
-    return [_Area(item.start, item.end, bool(item.madv & _WIPEONFORK)) for item in found]
+    return [_area(item.start, item.end, item.madv) for item in found]
+
+
+def _area(start: int, end: int, advice: int) -> _Area:
+    return _Area(end, bool(advice & _WIPEONFORK), (start, end))
 
 
 def _messages(path: str) -> list[bytes]:

@@ -21,7 +21,7 @@ class MixedStore:
     def there(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> int:
         """As Store says."""
         if self.local.holds(pid, vaddr):
-            return self.local.find(pid, vaddr, pages)[2]
+            return self.local.locate(pid, vaddr, pages)[2]
         return self.remote.there(pid, vaddr, pages, urgent)
 
     def read(self, pid: int, vaddr: int, pages: int) -> bytes:
@@ -30,7 +30,7 @@ class MixedStore:
 
     def locate(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
         """As Pages says."""
-        return (self.local.find if self.local.holds(pid, vaddr) else self.remote.locate)(pid, vaddr, pages)
+        return (self.local if self.local.holds(pid, vaddr) else self.remote).locate(pid, vaddr, pages)
 
     def want(self, pid: int, vaddr: int, pages: int) -> None:
         """As Pages says."""
@@ -41,7 +41,7 @@ class MixedStore:
         """As Store says: what is in the images stays."""
         while pages > 0:
             if self.local.holds(pid, vaddr):
-                step = self.local.find(pid, vaddr, pages)[2]
+                step = self.local.locate(pid, vaddr, pages)[2]
             else:
                 step = min(pages, self.remote.extent(pid, vaddr))
                 self.remote.release(pid, vaddr, step)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import mmap
 import os
 import socket
 import struct
@@ -22,21 +20,14 @@ from typing import Any, BinaryIO, Callable
 
 from . import lazymap, record
 from .errors import LinkLost, MigrationError
-from .held import Held, all_within, give_back, within
+from .held import Held, give_back, within
+from .page_runs import ADD, HEADER, HERE, IN_PARENT, LAZY, OPEN, PAGE, PARENT, PRESENT, Runs, entry, head
 from .secure import PIECE, Plain, Secure
 
-PAGE = mmap.PAGESIZE
-HEADER = struct.Struct("<I4xQQQ")  # command, with flags in the upper half; pages, address, what they belong to
-OPEN, PARENT, ADD = 4, 5, 6
 CLOSES = (0x1023, 0x1024)  # the second is the one sent with --ps-socket
-IN_PARENT, LAZY, PRESENT = 1, 2, 4  # criu/include/pagemap.h: in an earlier dump; may come late; the pages follow
-# Ours: may come late, and an earlier dump has it. CRIU sees PE_LAZY alone and asks its page server, which is the guard;
-# with PE_PARENT beside it its daemon would read the page and then forget whom it was for (criu/uffd.c at v4.2).
-HERE = lazymap.HERE
 _NAMES = {1: "pagemap-{}.img", 2: "pagemap-shmem-{}.img"}  # lower byte of what they belong to; the rest is its number
 _FIRST = 0x10001  # number of the first pages-N.img: `criu dump` counts its own from 1 on
 _MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # criu/include/magic.h: an image; a page map
-_LENGTHS = [struct.pack("<I", size) for size in range(64)]  # of messages
 _SET_PIPE_SIZE = 1031  # linux/fcntl.h; in Python's module only from 3.10 on
 _PIPE = 1 << 20
 _CLOSED = "The source closed the link for pages."
@@ -48,20 +39,24 @@ class PageImages:
     With a parent, the images of an earlier dump of the same tree, pages that have not changed since stay there;
     `late`: the process is to be restored from this dump before they are read. `tight`: there is no room for pages in
     two versions, and the parent's go as soon as newer ones have come, which makes it no parent for any other dump.
+    `last`: this one will be nobody's parent either.
     """
 
-    def __init__(self, folder: str, parent: PageImages | None = None, late: bool = False, tight: bool = False) -> None:
+    def __init__(
+        self, folder: str, parent: PageImages | None = None, late: bool = False, tight: bool = False, last: bool = False
+    ) -> None:
         self._folder = folder
         self._parent = parent
         self._late = late
         self._tight = tight
+        self._last = last
         self.spent = False  # some of it was given back for pages of a later dump
         self._next = _FIRST
         self._map: BinaryIO | None = None
         self._path = ""
         self._size = 0  # bytes of that file
         self._owner = 0
-        self.held: dict[int, list[Held]] = {}  # in order of address, what is in a parent included
+        self._runs: dict[int, Runs] = {}  # of each owner, what is in a parent included
         self.pages = -1  # descriptor of the file that pages are to be appended to
         self.count = 0
 
@@ -72,10 +67,10 @@ class PageImages:
             raise MigrationError(f"criu sent pages of an unknown kind: {owner:#x}.", "Use CRIU 4.2 on both nodes.")
         name = _NAMES[owner & 0xFF].format(owner >> 8)
         self._map = open(os.path.join(self._folder, name), "wb")  # noqa: SIM115  closed with its pages
-        self._map.write(_MAGIC + _head(self._next))
+        self._map.write(_MAGIC + head(self._next))
         self._path, self._size = os.path.join(self._folder, f"pages-{self._next}.img"), 0
         self.pages = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._owner, self.held[owner] = owner, []
+        self._owner, self._runs[owner] = owner, Runs(owner, followed=not self._last)
         self._next += 1
         return name
 
@@ -86,7 +81,7 @@ class PageImages:
 
     def inherits(self, owner: int) -> bool:
         """An earlier dump has pages of this process, or of this shared memory."""
-        return self._parent is not None and owner in self._parent.held
+        return self._parent is not None and owner in self._parent._runs
 
     def add(self, vaddr: int, pages: int, flags: int) -> None:
         """An entry of the page map; whether pages are to be appended as well its flags say."""
@@ -95,43 +90,55 @@ class PageImages:
         if flags & IN_PARENT:
             self._inherit(vaddr, vaddr + pages * PAGE)
             return
-        self._write(vaddr, pages, flags)
+        self._write(entry(vaddr, flags, pages))
         if flags & PRESENT:
-            self.held[self._owner].append(Held(vaddr, vaddr + pages * PAGE, flags & LAZY, self._path, self._size))
+            self._runs[self._owner].add(Held(vaddr, vaddr + pages * PAGE, flags & LAZY, self._path, self._size))
             self._size += pages * PAGE
             self.count += pages
 
     def came(self) -> None:
         """The pages of the last entry are in their file."""
         if self._tight and self._parent is not None:
-            last = self.held[self._owner][-1]
+            last = self._runs[self._owner].last()
             self._parent.supersede(self._owner, last.start, last.end)
 
     def supersede(self, owner: int, start: int, end: int) -> None:
         """Give back what is held between these addresses: a later dump has them. Whatever becomes of that one, nothing
         can be put on this one any more."""
-        for item in within(self.held.get(owner, []), start, end):
+        for item in within(self.held(owner), start, end):
             self.spent = True
             give_back(item)
 
     def size(self) -> int:
         """Bytes of all pages that are held, in a parent too."""
-        return sum(item.end - item.start for items in self.held.values() for item in items)
+        return sum(runs.size() for runs in self._runs.values())
 
-    def _write(self, vaddr: int, pages: int, flags: int) -> None:
+    def held(self, owner: int) -> list[Held]:
+        """Pages of a dump that is complete, in order of address, what is in a parent included."""
+        return self._runs[owner].all() if owner in self._runs else []
+
+    def take_over(self, said: memoryview) -> int:
+        """How many bytes of what criu says only tell what has not changed since the parent; it is noted."""
+        if self._map is None:
+            return 0
+        size, entries = self._runs[self._owner].take_over(self._before(), said, self._late)
+        self._map.write(entries)
+        return size
+
+    def _before(self) -> Runs:
+        """What an earlier dump has of the process whose pages come."""
+        return (self._parent._runs.get(self._owner) if self._parent else None) or Runs(self._owner)
+
+    def _write(self, entries: bytes) -> None:
         if self._map is not None:
-            self._map.write(_entry(vaddr, flags, pages))
+            self._map.write(entries)
 
     def _inherit(self, start: int, end: int) -> None:
         """Unchanged since the parent, where all of it has to be."""
-        found = all_within(self._parent.held.get(self._owner, []) if self._parent else [], start, end)
-        self.held[self._owner] += found
-        while found:
-            alike = next((n for n, item in enumerate(found) if item.flags != found[0].flags), len(found))
-            begin = found[0].start
-            flags = _inherited(found[0].flags) if self._late else IN_PARENT
-            self._write(begin, (found[alike - 1].end - begin) // PAGE, flags)
-            found = found[alike:]
+        pieces, entries = self._before().between(start, end, self._late)
+        self._write(entries)
+        for piece in pieces:
+            self._runs[self._owner].add(piece)
 
     def close(self) -> None:
         """Everything so far is in the files; once more it does nothing."""
@@ -139,6 +146,8 @@ class PageImages:
         fd, self.pages = self.pages, -1
         if fd >= 0:
             os.close(fd)
+        if self._owner in self._runs:
+            self._runs[self._owner].close()
         if written is not None:
             written.close()
 
@@ -147,22 +156,29 @@ class PageImages:
         parent, self._parent = self._parent, None
         if parent is None:
             return
-        for owner, old in parent.held.items():
-            now = self.held.get(owner, [])
-            for item in old:
-                give_back(item, (kept for kept in within(now, item.start, item.end) if kept.path == item.path))
+        for owner, old in parent._runs.items():
+            now = self._runs.get(owner) or Runs(owner)
+            for item in old.not_in(now):
+                kept = within(now.all(), item.start, item.end)
+                give_back(item, (part for part in kept if part.path == item.path))
 
     def page_map(self, owner: int) -> bytes:
         """A page map of all that is there, wherever it lies, as if this dump had sent it all."""
-        parts = [_head(_FIRST)]
-        for item in self.held[owner]:
+        parts = [head(_FIRST)]
+        for item in self.held(owner):
             pages = (item.end - item.start) // PAGE
-            parts.append(_entry(item.start, PRESENT | item.flags, pages))
+            parts.append(entry(item.start, PRESENT | item.flags, pages))
         return _MAGIC + b"".join(parts)
+
+    def rewritten(self, owner: int, one: lazymap.Entry) -> bytes:
+        """The same entry of a later dump's page map, saying of what is here that it may come late."""
+        if not one.flags & IN_PARENT:
+            return entry(one.vaddr, one.flags, one.pages)
+        return self._runs[owner].between(one.vaddr, one.vaddr + one.pages * PAGE, late=True)[1]
 
     def maps(self) -> dict[str, int]:
         """Names of its page maps, and whose they are."""
-        return {_NAMES[owner & 0xFF].format(owner >> 8): owner for owner in self.held}
+        return {_NAMES[owner & 0xFF].format(owner >> 8): owner for owner in self._runs}
 
 
 def lie_late(folder: str, parent: PageImages, tight: Callable[[int], bool] = lambda _coming: False) -> None:
@@ -176,63 +192,18 @@ def lie_late(folder: str, parent: PageImages, tight: Callable[[int], bool] = lam
         path = os.path.join(folder, name)
         if not os.path.exists(path):
             continue
-        number, entries = lazymap.page_map(path)
-        parts = [_MAGIC, _head(number)]
-        for entry in entries:
-            parts += _rewritten(entry, parent.held[owner])
+        number, found = lazymap.page_map(path)
+        parts = [_MAGIC, head(number)]
+        for one in found:
+            parts.append(parent.rewritten(owner, one))
         # In one step: a guard that is killed meanwhile leaves a map that is whole.
         record.write_file(path, b"".join(parts), sync=False)
         coming += [
-            (owner, entry.vaddr, entry.vaddr + entry.pages * PAGE)
-            for entry in entries
-            if not entry.flags & (IN_PARENT | HERE)
+            (owner, one.vaddr, one.vaddr + one.pages * PAGE) for one in found if not one.flags & (IN_PARENT | HERE)
         ]
     if tight(sum(end - start for _owner, start, end in coming)):
         for owner, start, end in coming:
             parent.supersede(owner, start, end)
-
-
-def _inherited(flags: int) -> int:
-    return LAZY | HERE if flags & LAZY else IN_PARENT
-
-
-def _rewritten(entry: lazymap.Entry, held: list[Held]) -> Iterator[bytes]:
-    if not entry.flags & IN_PARENT:
-        yield _entry(entry.vaddr, entry.flags, entry.pages)
-        return
-    for item in all_within(held, entry.vaddr, entry.vaddr + entry.pages * PAGE):
-        yield _entry(item.start, _inherited(item.flags), (item.end - item.start) // PAGE)
-
-
-def _head(number: int) -> bytes:
-    """The first message of a page map: which pages-N.img is its own (images/pagemap.proto: pages_id)."""
-    return _sized(b"\x08" + _varint(number))
-
-
-def _entry(vaddr: int, flags: int, pages: int) -> bytes:
-    """Another one (vaddr, compat_nr_pages, flags, nr_pages). A dump of scattered pages has ten thousands of them, and
-    the process stands still meanwhile."""
-    return _sized(b"\x08" + _varint(vaddr) + _kind(flags, pages))
-
-
-@functools.lru_cache(maxsize=4096)
-def _kind(flags: int, pages: int) -> bytes:
-    return b"\x10\x00\x20" + _varint(flags) + b"\x28" + _varint(pages)
-
-
-def _varint(value: int) -> bytes:
-    """A whole number as protobuf has it."""
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def _sized(body: bytes) -> bytes:
-    """Behind its length, as criu writes messages."""
-    return _LENGTHS[len(body)] + body
 
 
 @contextlib.contextmanager
@@ -267,6 +238,14 @@ class _Stream:
             found += bytes(part)
             self._rest = self._rest[len(part) :]
         return found
+
+    def here(self) -> memoryview:
+        """What has come already and was not taken yet."""
+        return self._rest
+
+    def skip(self, size: int) -> None:
+        """Take so many of these bytes."""
+        self._rest = self._rest[size:]
 
     def into(self, fd: int, size: int) -> None:
         """The next `size` bytes to the end of a file."""
@@ -318,6 +297,8 @@ def receive(link: Secure, images: PageImages, say: Callable[[str], None]) -> Non
     splices = hasattr(os, "splice") and not images.follows
     stream = _Spliced(link) if splices and isinstance(link, Plain) else _Stream(link)
     while True:
+        if images.follows:
+            stream.skip(images.take_over(stream.here()))
         command, pages, vaddr, owner = HEADER.unpack(stream.header())
         kind, flags = command & 0xFFFF, command >> 16
         if command in CLOSES:

@@ -6,7 +6,8 @@ import socket
 import time
 
 from .errors import LinkLost
-from .page_images import ADD, CLOSES, HEADER, OPEN, PAGE, PRESENT
+from .page_images import CLOSES
+from .page_runs import ADD, HEADER, OPEN, PAGE, PRESENT
 
 NAME = "probe"  # of the dump that is none: the first real one begins anew
 SIZES = (1 << 20, 1 << 23, 1 << 25)  # bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -45,9 +46,8 @@ class Proc:
 
     def kill(self, sig: int) -> None:
         """Send a signal through a pidfd, so that a recycled PID is never hit."""
-        try:
-            fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        fd = pidfd(self.pid)
+        if fd is None:
             return
         try:
             if self.alive():
@@ -56,6 +56,20 @@ class Proc:
             pass
         finally:
             os.close(fd)
+
+
+def pidfd(pid: int) -> int | None:
+    """A descriptor of a process, to wait for its end; None where there is none.
+
+    Before Linux 6.16 a dead process whose number is that of a living session or group yet, as a shell's is that was
+    killed before its command, is EINVAL (pidfd_prepare in kernel/fork.c). Other errors are raised (OSError).
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return None
+        raise
 
 
 def stat(pid: int, tid: int | None = None) -> tuple[str, int, int] | None:
@@ -187,9 +201,8 @@ def wait_gone(procs: Iterable[Proc], limit: float) -> list[Proc]:
     deadline = time.monotonic() + limit
     left: list[Proc] = []
     for proc in procs:
-        try:
-            fd = os.pidfd_open(proc.pid)
-        except ProcessLookupError:
+        fd = pidfd(proc.pid)
+        if fd is None:
             continue
         try:
             if proc.alive() and not polling.readable([fd], max(0.0, deadline - time.monotonic())):

@@ -14,10 +14,10 @@ from typing import Any
 
 from . import net, wire
 from .errors import MigrationError
-from .held import tight
-from .lazymap import Range
+from .held import Held, tight
 from .listening import Answer, ListeningGuard
-from .page_images import LAZY, PageImages, Receiver, lie_late
+from .page_images import PageImages, Receiver, lie_late
+from .page_runs import LAZY
 from .record import Record
 from .reserve import available
 from .secure import Secure
@@ -47,7 +47,7 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
             images = self.beside(name, parent)
         else:
             self.begin_images()
-            images = PageImages(self.folder_of(name))
+            images = PageImages(self.folder_of(name), last=not name)
         self.incoming = (name, images)
         return self.new_token(lazy=False)
 
@@ -85,12 +85,15 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
             raise MigrationError("The destination has no pre-dump.", "The source begins anew.")
         return self.complete[1]
 
-    def lazily_held(self, pid: int) -> list[Range] | None:
+    def lazily_held(self, pid: int) -> list[Held] | None:
         """Pages of a process that may come late, where this guard has taken the whole dump in itself."""
-        if self.complete is None or self.complete[0] or self.postcopy:
+        complete = self.complete  # which a request may take away: other threads ask
+        if complete is None or complete[0] or self.postcopy:
             return None
-        held = self.complete[1].held.get(pid << 8 | 1)
-        return None if held is None else [item.range() for item in held if item.flags & LAZY]
+        owner = pid << 8 | 1
+        if owner not in complete[1].maps().values():
+            return None
+        return [item for item in complete[1].held(owner) if item.flags & LAZY]
 
     def mark_late(self) -> None:
         """The small images of a dump have come: those of its pages that are here already may come late as well."""
@@ -135,7 +138,7 @@ class ReceivingGuard(ListeningGuard, abc.ABC):
         late = self.lazy and not name
         with contextlib.suppress(FileExistsError):  # asked for once more
             os.symlink(parent if folder == self.images else os.path.join("..", parent), os.path.join(folder, "parent"))
-        return PageImages(folder, last, late, self.is_tight(last))
+        return PageImages(folder, last, late, self.is_tight(last), last=not name)
 
     def on_token(self, _request: Answer) -> Answer:
         """For a connection over which pages come after the restore."""

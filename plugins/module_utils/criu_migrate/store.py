@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import errno
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from . import lazymap
@@ -44,21 +45,32 @@ class ImageStore:
     arrivals = -1
 
     def __init__(
-        self, images: str, known: Callable[[int], list[lazymap.Range] | None] = lambda _pid: None
+        self, images: str, known: Callable[[int], Sequence[lazymap.Place] | None] = lambda _pid: None
     ) -> None:
         """`known`: lazy pages of a process, where that is known without its images."""
         self._images, self._known = images, known
         self._ranges: dict[int, list[lazymap.Range]] = {}
-        self._starts: dict[int, list[int]] = {}
+        self._reading = threading.Lock()
+        self._places: dict[int, tuple[list[int], Sequence[lazymap.Place]]] = {}  # where each begins, and itself
         self._files: dict[str, int] = {}
 
     def ranges(self, pid: int) -> list[lazymap.Range]:
         """Lazy pages of a process, read from its images once. Errors as of lazymap.ranges."""
-        if pid not in self._ranges:
-            found = lazymap.ranges(self._images, pid, self._known(pid))
-            self._starts[pid] = [item.start for item in found]
-            self._ranges[pid] = found
-        return self._ranges[pid]
+        with self._reading:
+            if pid not in self._ranges:
+                self._ranges[pid] = lazymap.ranges(self._images, pid, self._known(pid))
+            return self._ranges[pid]
+
+    def _at(self, pid: int, vaddr: int) -> lazymap.Place | None:
+        """What holds this page. While a process is restored it waits for the first answer: what is known is taken as it
+        is, without a look at its memory areas."""
+        if pid not in self._places:
+            known = self._known(pid)
+            pieces: Sequence[lazymap.Place] = self.ranges(pid) if known is None else known
+            self._places[pid] = [item.start for item in pieces], pieces
+        starts, pieces = self._places[pid]
+        index = bisect.bisect_right(starts, vaddr) - 1
+        return pieces[index] if index >= 0 and vaddr < pieces[index].end else None
 
     def there(self, pid: int, vaddr: int, pages: int, urgent: bool = False) -> int:  # noqa: ARG002 (Store)
         """All of it: read() says what is wrong."""
@@ -72,8 +84,7 @@ class ImageStore:
 
     def read(self, pid: int, vaddr: int, pages: int) -> bytes:
         """As Store says; OSError too where the images do not hold the page (post-copy)."""
-        self._insist(pid, vaddr)
-        here = self.ranges(pid)[bisect.bisect_right(self._starts[pid], vaddr) - 1]
+        here = self._insist(pid, vaddr)
         size = min(pages * PAGE, here.end - vaddr)
         data = os.pread(self._file(here.path), size, here.offset + vaddr - here.start)
         whole = len(data) - len(data) % PAGE
@@ -93,25 +104,23 @@ class ImageStore:
 
     def locate(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
         """Descriptor, place in it (bytes) and number of pages from `vaddr` on. Raises as `read` does."""
-        self._insist(pid, vaddr)
-        return self.find(pid, vaddr, pages)
-
-    def _insist(self, pid: int, vaddr: int) -> None:
-        if not self.holds(pid, vaddr):
-            raise OSError(errno.ENODATA, f"the images of process {pid} do not hold the page {vaddr:#x}")
-
-    def find(self, pid: int, vaddr: int, pages: int) -> tuple[int, int, int]:
-        """As `locate`, for who has asked `holds`."""
-        here = self.ranges(pid)[bisect.bisect_right(self._starts[pid], vaddr) - 1]
+        here = self._insist(pid, vaddr)
         return self._file(here.path), here.offset + vaddr - here.start, min(pages, (here.end - vaddr) // PAGE)
+
+    def _insist(self, pid: int, vaddr: int) -> lazymap.Place:
+        here = self._at(pid, vaddr)
+        if here is None:
+            raise KeyError(f"{vaddr:#x} is no lazy page of process {pid}")
+        if not here.path:
+            raise OSError(errno.ENODATA, f"the images of process {pid} do not hold the page {vaddr:#x}")
+        return here
 
     def holds(self, pid: int, vaddr: int) -> bool:
         """Whether the images have this page. KeyError for what is not a lazy page of that process."""
-        found = self.ranges(pid)
-        index = bisect.bisect_right(self._starts[pid], vaddr) - 1
-        if index < 0 or vaddr >= found[index].end:
+        here = self._at(pid, vaddr)
+        if here is None:
             raise KeyError(f"{vaddr:#x} is no lazy page of process {pid}")
-        return bool(found[index].path)
+        return bool(here.path)
 
     def close(self) -> None:
         while self._files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -168,7 +167,4 @@ def now(hints: bool) -> dict[str, Any]:
 def _pidfd() -> int | None:
     """Of the watcher, so that its death is noticed; None where it does not run."""
     pid = int(status().get("pid") or 0)
-    if pid and running():
-        with contextlib.suppress(ProcessLookupError):
-            return os.pidfd_open(pid)
-    return None
+    return proc.pidfd(pid) if pid and running() else None
