@@ -104,10 +104,8 @@ def test_a_guard_is_killed_whatever_is_moved(
     aftermath.check("destination", client=address, resolved=False)
 
 
-@pytest.mark.parametrize("keeper", [False, True], ids=["guard", "guard+keeper"])
-@pytest.mark.parametrize("state", ["dumped", "detached"])
-def test_who_has_the_pages_is_killed_before_they_are_asked_for(guarded: Guard, state: str, keeper: bool) -> None:
-    """Whether all had come only that guard knew: undone."""
+def who_has_the_pages_is_killed(guarded: Guard, state: str, keeper: bool) -> tuple[Guarded, Aftermath]:
+    """The destination's guard, before it was asked whether all had come; a run that goes on with another."""
     run, aftermath = guarded("memory", pause={"source": [state]})
     run.start()
     run.await_paused("source", state)
@@ -119,6 +117,14 @@ def test_who_has_the_pages_is_killed_before_they_are_asked_for(guarded: Guard, s
     else:
         run.await_new_guard("destination", before)
     run.go("source", state)
+    return run, aftermath
+
+
+@pytest.mark.parametrize("keeper", [False, True], ids=["guard", "guard+keeper"])
+@pytest.mark.parametrize("state", ["dumped", "detached"])
+def test_who_has_the_pages_is_killed_before_they_are_asked_for(guarded: Guard, state: str, keeper: bool) -> None:
+    """Whether all had come only that guard knew: undone."""
+    run, aftermath = who_has_the_pages_is_killed(guarded, state, keeper)
     assert run.finish("undone") == "source"
     aftermath.check("source", resolved=False)
 
@@ -174,6 +180,10 @@ def test_the_destination_has_no_space_left(with_client: Redis, lab: Lab, transfe
         run.await_paused("source", "frozen")
         fill(lab.destination, "/srv/small", leave=1 << 20)
         run.go("source", "frozen")
+        if run.config.get("strategy") == "hybrid":  # what rounds have brought makes way for what is newer
+            assert run.finish() == "destination"
+            aftermath.check("destination", client=True, resolved=False)
+            return
         assert run.finish("undone") == "source"
         run.await_state("destination", "undone")
         assert lab.destination.run("ls", "/srv/small").split() == ["fill"]

@@ -18,7 +18,16 @@ from tests.lab.harness.machine import MachineLab
 from tests.vm.test_vm_campaign import LIMITS, ROUNDS, STRETCH
 
 pytestmark = pytest.mark.vm
+LOST = "The guard that made the rounds was killed"  # before its dump: all of it is sent again
 SLOWER = 4  # how many times longer than on a lab of namespaces a guard waits before it gives up
+
+def who_has_the_pages(guarded: Guard, state: str, keeper: bool) -> None:
+    """What rounds have brought is whole, and of a dump by hybrid the source still has everything: it goes on."""
+    run, aftermath = faults.who_has_the_pages_is_killed(guarded, state, keeper)
+    where, state = ("destination", "done") if run.postcopy else ("source", "undone")
+    assert run.finish(state) == where
+    aftermath.check(where, resolved=False)
+
 
 CASES: dict[str, Callable[..., None]] = {
     "no fault": faults.test_no_fault,
@@ -28,9 +37,7 @@ CASES: dict[str, Callable[..., None]] = {
         for state, keeper in zip(states, [False, True] * 3)
     },
     **{
-        f"who has the pages, {state}": partial(
-            faults.test_who_has_the_pages_is_killed_before_they_are_asked_for, state=state, keeper=keeper
-        )
+        f"who has the pages, {state}": partial(who_has_the_pages, state=state, keeper=keeper)
         for state, keeper in (("dumped", True), ("detached", False))
     },
     "both guards": faults.test_both_guards_are_killed,
@@ -81,10 +88,11 @@ def guarded(machines: MachineLab, request: pytest.FixtureRequest, monkeypatch: p
         return run, made[-1]
 
     yield make
-    rounds = [aftermath.migration.record("source").get("pre_dumps") for aftermath in made]
+    records = [aftermath.migration.record("source") for aftermath in made]
     for aftermath in made:
         aftermath.clean()
-    assert all(rounds), "the process was moved without rounds"
+    for record in records:
+        assert record.get("pre_dumps") or LOST in str(record.get("stop_reason")), "it was moved without rounds"
 
 
 @pytest.mark.parametrize("case", CASES)

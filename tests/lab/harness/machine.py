@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.conftest import ROOT
-from tests.lab.harness.nodes import RUNS, Lab, Node
+from tests.lab.harness.nodes import RUN_ROOT, RUNS, Lab, Node
 
 LIMIT = 300.0  # seconds for one answer; what is emulated is slow
 BREATH = 0.05  # seconds between two looks at a record: they take the machine's only processor
@@ -116,6 +116,14 @@ class Machine(Node):
 
     def find(self, names: Sequence[str]) -> list[tuple[int, str]]:
         return [(int(pid), str(words)) for pid, words in self.ask("find", names)]
+
+    def link(self, state: str) -> None:
+        """Cut both machines off from each other only: whoever looks at them comes by the same cable."""
+        hub = ["nsenter", f"--net={RUN_ROOT / self.lab / 'net'}", "bridge"]
+        ports = json.loads(subprocess.run([*hub, "-j", "link"], check=True, capture_output=True).stdout)
+        for name in (port["ifname"] for port in ports if not port["ifname"].startswith("client")):
+            isolated = "on" if state == "down" else "off"
+            subprocess.run([*hub, "link", "set", "dev", name, "isolated", isolated], check=True)
 
     def slay(self, pid: int) -> None:
         self.ask("kill", pid, 9)
