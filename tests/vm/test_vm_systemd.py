@@ -7,8 +7,7 @@ gets namespaces of processes, mounts and cgroups of its own, an sshd among its s
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import yaml
 
 from tests.lab.harness.evacuee import CLOUD, PORT, SERVERS
 from tests.lab.harness.machine import Machine, MachineLab
-from tests.lab.harness.nodes import playbook
+from tests.lab.harness.nodes import playbook, wait_for
 
 pytestmark = pytest.mark.vm
 LIMIT = 120.0  # seconds; emulated
@@ -49,13 +48,6 @@ BOOK = """
 """
 
 
-def until(done: Callable[[], object], what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not done():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.2)  # systemd tells nobody outside of it
-
-
 class Booted:
     """systemd in a virtual machine."""
 
@@ -65,7 +57,7 @@ class Booted:
             node.path(name).write_text(text)
         before = self.in_run()
         node.run("sh", "-c", BOOT)
-        until(self.works, lambda: node.run("cat", "/run/inner.log"))
+        wait_for("systemd (/run/inner.log)", self.works, LIMIT)
         self.made = self.in_run() - before  # nologin among it, which would keep everybody out
 
     def in_run(self) -> set[str]:
@@ -87,9 +79,9 @@ class Booted:
     def close(self) -> None:
         if self.pid():
             self.node.slay(self.pid())
-            until(lambda: not self.pid(), lambda: "systemd does not die")
+            wait_for("the end of systemd", lambda: not self.pid(), LIMIT)
         rest = "find /sys/fs/cgroup/inner -depth -type d -exec rmdir {} +; ! [ -e /sys/fs/cgroup/inner ] && echo gone"
-        until(lambda: "gone" in self.node.run("sh", "-c", rest, check=False), lambda: "its cgroup is not empty")
+        wait_for("its empty cgroup", lambda: "gone" in self.node.run("sh", "-c", rest, check=False), LIMIT)
         self.node.run("rm", "-rf", *self.made, *FILES)
 
 
@@ -144,7 +136,7 @@ def test_the_watcher_is_a_service(machines: MachineLab, booted: Booted, cloud: s
     first = booted.shows("ExecMainPID")
 
     booted.systemctl("kill", "--signal=KILL", UNIT)
-    until(lambda: booted.shows("NRestarts") == "1", lambda: booted.systemctl("status", UNIT))
+    wait_for("its restart", lambda: booted.shows("NRestarts") == "1", LIMIT)
     assert booted.shows("ExecMainPID") != first
 
     node.path(CLOUD + "/action").write_text("100")
